@@ -1,0 +1,120 @@
+"""The one file that touches NumPyro's effect handlers: messages of our own, and running a model at given values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro
+from numpyro.distributions import biject_to, constraints
+from numpyro.primitives import _PYRO_STACK, Messenger, apply_stack
+
+
+__all__ = ["At", "Messenger", "in_plate", "is_real", "log_prob_of", "run", "send", "unconstrain"]
+
+Trace = dict[str, dict[str, Any]]
+
+
+def send(kind: str, name: str, value: Any, **fields: Any) -> Any:
+    """Offers `value` to the handlers on the stack as a message of type `kind`; returns what they make of it."""
+    if not _PYRO_STACK:
+        return value
+    message = {
+        "type": kind,
+        "name": name,
+        "fn": lambda value: value,
+        "args": (value,),
+        "kwargs": {},
+        "value": None,
+        "scale": None,
+        "is_observed": False,
+        "intermediates": [],
+        "cond_indep_stack": [],
+        "infer": fields,
+    }
+    return apply_stack(message)["value"]
+
+
+def in_plate(site: Mapping[str, Any], plate: str) -> bool:
+    """Whether `site` stands under the plate of this name."""
+    return any(frame.name == plate for frame in site["cond_indep_stack"])
+
+
+def is_real(support: Any) -> bool:
+    """Whether a support is all of the reals (of any event shape), so that no transform is needed."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support is constraints.real or support is constraints.real_vector or support is constraints.real_matrix
+
+
+class At(Messenger):
+    """Runs a model at given values of its latent sites, and scales the sites under the data plate.
+
+    Args:
+        fn: the model.
+        unconstrained: values in unconstrained space; each is mapped to its site's support, and the log-determinant of
+            that map is added to `log_det[name]`.
+        constrained: values that are used as they are.
+        plate, factor: every site under this plate has its log-density multiplied by `factor` (N/B for a minibatch).
+    """
+
+    def __init__(
+        self,
+        fn: Callable | None = None,
+        *,
+        unconstrained: Mapping[str, jax.Array] | None = None,
+        constrained: Mapping[str, jax.Array] | None = None,
+        plate: str | None = None,
+        factor: Any = None,
+    ) -> None:
+        self.unconstrained = unconstrained or {}
+        self.constrained = constrained or {}
+        self.plate, self.factor = plate, factor
+        self.log_det: dict[str, jax.Array] = {}
+        super().__init__(fn)
+
+    def process_message(self, message: dict[str, Any]) -> None:
+        """Sets the value and the scale of a sample site."""
+        if message["type"] != "sample":
+            return
+        name = message["name"]
+        if not message["is_observed"]:
+            if name in self.unconstrained:
+                message["value"] = self._constrain(message, self.unconstrained[name])
+            elif name in self.constrained:
+                message["value"] = self.constrained[name]
+        if self.factor is not None and self.plate is not None and in_plate(message, self.plate):
+            message["scale"] = self.factor * (1.0 if message["scale"] is None else message["scale"])
+
+    def _constrain(self, message: dict[str, Any], z: jax.Array) -> jax.Array:
+        if is_real(message["fn"].support):
+            return z
+        transform = biject_to(message["fn"].support)
+        value = transform(z)
+        log_det = transform.log_abs_det_jacobian(z, value)
+        self.log_det[message["name"]] = jnp.sum(log_det)
+        return value
+
+
+def run(model: Callable, data: tuple, *, key: jax.Array, at: At | None = None, recorder: Messenger | None = None) -> Trace:
+    """One run of the model under `at` and `recorder` (outermost); returns the trace of its sites."""
+    model = numpyro.handlers.seed(model, key)
+    if at is not None:
+        at.fn, model = model, at
+    if recorder is not None:
+        recorder.fn, model = model, recorder
+    return numpyro.handlers.trace(model).get_trace(*data)
+
+
+def log_prob_of(site: Mapping[str, Any]) -> jax.Array:
+    """The log-density of one sample site at its value, with its scale, summed over everything."""
+    log_prob = site["fn"].log_prob(site["value"], *((site["intermediates"],) if site["intermediates"] else ()))
+    log_prob = jnp.sum(log_prob)
+    return log_prob if site["scale"] is None else site["scale"] * log_prob
+
+
+def unconstrain(site: Mapping[str, Any], value: jax.Array) -> jax.Array:
+    """The unconstrained coordinates of `value` at this site."""
+    return value if is_real(site["fn"].support) else biject_to(site["fn"].support).inv(value)

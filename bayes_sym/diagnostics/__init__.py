@@ -1,0 +1,12 @@
+"""Diagnostics: how equivariant and how well calibrated a posterior is, each number with its standard error."""
+
+from .agreement import OrbitAgreement as OrbitAgreement
+from .agreement import orbit_agreement as orbit_agreement
+from .calibration import Calibration as Calibration
+from .calibration import calibration as calibration
+from .check import EquivarianceCheck as EquivarianceCheck
+from .check import check_equivariance as check_equivariance
+from .equivariance import EquivarianceError as EquivarianceError
+from .equivariance import defect as defect
+from .equivariance import equivariance_error as equivariance_error
+from .equivariance import equivariance_error_from_draws as equivariance_error_from_draws

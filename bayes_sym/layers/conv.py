@@ -1,0 +1,134 @@
+"""The two-dimensional convolution, as a matrix product on patches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from ..errors import GroupActionError, OptionError, ShapeError
+from ..representations import Representation
+from ..taps import tap
+from .layer import Field, Layer, Role, Site, Stage, Weights, join, next_output
+
+
+__all__ = ["Conv"]
+
+
+@dataclass(frozen=True)
+class Conv(Layer):
+    """A convolution of NHWC feature maps.
+
+    Attributes:
+        inputs: number of input channels.
+        outputs: number of output channels.
+        kernel: (height, width) of the filters, or one number for both.
+        padding: ``"SAME"`` (zeros), ``"CIRCULAR"`` (the image wraps around) or ``"VALID"``.
+        stride: step between outputs.
+        bias: whether there is a bias.
+
+    Sites: ``weight`` (height, width, inputs, outputs) and ``bias`` (outputs,).
+    """
+
+    inputs: int
+    outputs: int
+    kernel: int | tuple[int, int] = 3
+    padding: Literal["SAME", "CIRCULAR", "VALID"] = "SAME"
+    stride: int = 1
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        if self.padding not in ("SAME", "CIRCULAR", "VALID"):
+            raise OptionError(f"padding must be 'SAME', 'CIRCULAR' or 'VALID', got {self.padding!r}")
+        if isinstance(self.kernel, int):
+            object.__setattr__(self, "kernel", (self.kernel, self.kernel))
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """(height, width) of the filters."""
+        assert isinstance(self.kernel, tuple)
+        return self.kernel
+
+    def sites(self) -> tuple[Site, ...]:
+        """``weight`` and, if there is one, ``bias``."""
+        shape = (*self.window, self.inputs, self.outputs)
+        weight = Site("weight", shape, math.prod(shape[:3]), "weight")
+        return (weight, Site("bias", (self.outputs,), 1, "bias")) if self.bias else (weight,)
+
+    def apply(self, weights: Weights, x: jax.Array, *, path: str = "") -> jax.Array:
+        """(batch, height, width, inputs) to (batch, height', width', outputs)."""
+        weight = weights["weight"]
+        if x.ndim != 4 or x.shape[-1] != weight.shape[2]:
+            raise ShapeError(
+                f"Conv {path!r} takes images (batch, height, width, {weight.shape[2]} channels), got an array of shape {x.shape}. "
+                f"Arrays are NHWC: add or move the channel axis, or set Conv(inputs={x.shape[-1]}, ...)"
+            )
+        patches = self.patches(x)
+        z = patches @ weight.reshape(-1, weight.shape[-1])
+        if self.bias:
+            z = z + weights["bias"][None, None, None]
+        bias = join(path, "bias") if self.bias else None
+        return tap(path or "conv", z, inputs=patches, weight=join(path, "weight"), bias=bias)
+
+    def patches(self, x: jax.Array) -> jax.Array:
+        """What each output sees: (batch, height', width', kernel height * kernel width * inputs)."""
+        height, width = self.window
+        if self.padding != "VALID":
+            before = ((height - 1) // 2, (width - 1) // 2)
+            widths = ((0, 0), (before[0], height - 1 - before[0]), (before[1], width - 1 - before[1]), (0, 0))
+            x = jnp.pad(x, widths, mode="wrap" if self.padding == "CIRCULAR" else "constant")
+        rows, columns = (x.shape[1 + i] - self.window[i] + 1 for i in range(2))
+        if rows < 1 or columns < 1:
+            raise ShapeError(
+                f"Conv with filters {self.window} does not fit an image of shape {x.shape[1:3]}: use a smaller kernel"
+            )
+        views = [x[:, i : i + rows : self.stride, j : j + columns : self.stride] for i in range(height) for j in range(width)]
+        return jnp.concatenate(views, axis=-1)
+
+    def output_grid(self, grid: tuple[int, ...]) -> tuple[int, ...]:
+        """(height', width') for an input of this height and width."""
+        lost = (0, 0) if self.padding != "VALID" else tuple(k - 1 for k in self.window)
+        return tuple(-(-(size - less) // self.stride) for size, less in zip(grid, lost, strict=True))
+
+    def representations(self, field: Field, outputs: Iterator[Representation]) -> tuple[dict[str, Representation], Field]:
+        """K(u) -> rho_in(g) K(g^-1 u) rho_out(g)^T, b -> rho_out(g) b."""
+        if not field.grid:
+            raise GroupActionError("Conv needs images: the group acts on plain vectors here")
+        if field.channels.dim != self.inputs:
+            raise GroupActionError(f"Conv takes {self.inputs} channels, but the group acts on {field.channels.dim}")
+        if field.group.order > 1:
+            self._check_symmetric(field)
+        channels = next_output(outputs, field, self.outputs, f"Conv({self.inputs}, {self.outputs})")
+        reps = {"weight": field.on_grid(self.window) * field.channels * channels}
+        if self.bias:
+            reps["bias"] = channels
+        return reps, Field(channels, self.output_grid(field.grid))
+
+    def _check_symmetric(self, field: Field) -> None:
+        if self.padding != "VALID" and any(k % 2 == 0 for k in self.window):
+            raise GroupActionError(
+                f"Conv with an even kernel {self.window} and padding {self.padding!r} shifts the image by half a pixel to one side, "
+                f"so {field.group.name} cannot act on it: use an odd kernel, or padding 'VALID'"
+            )
+        left = [n - k if self.padding == "VALID" else n - 1 for n, k in zip(field.grid, self.window, strict=True)]
+        if self.stride > 1 and any(n % self.stride for n in left):
+            raise GroupActionError(
+                f"Conv with stride {self.stride} on a grid {field.grid} samples one side of the image but not the other, so "
+                f"{field.group.name} cannot act on it: use stride 1 and Pool({self.stride}), or a size at which the samples are "
+                "symmetric"
+            )
+
+    def stages(self) -> tuple[Stage, ...]:
+        """This layer."""
+        return (Stage(self.outputs, tuple(site.name for site in self.sites())),)
+
+    def expand(self, order: int, roles: Iterator[Role]) -> Conv:
+        """The layer between `order` copies."""
+        role = next(roles)
+        inputs = self.inputs * (1 if role.first else order)
+        outputs = self.outputs * (1 if role.last else order)
+        return Conv(inputs, outputs, self.kernel, self.padding, self.stride, self.bias)

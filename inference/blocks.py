@@ -1,0 +1,172 @@
+"""Gaussian blocks: how a posterior holds the covariance of one group of sites (dense, Kronecker or diagonal)."""
+
+from __future__ import annotations
+
+import abc
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+__all__ = ["Block", "DenseBlock", "DiagonalBlock", "KroneckerBlock", "Layout"]
+
+Values = dict[str, jax.Array]
+
+
+class Layout(NamedTuple):
+    """Which sites a flat vector holds: names and shapes, in order."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, values: Values, names: tuple[str, ...] | None = None) -> Layout:
+        """The layout of `values`, or of some of them."""
+        names = tuple(values) if names is None else names
+        return cls(names, tuple(values[name].shape for name in names))
+
+    @property
+    def size(self) -> int:
+        """The length of the vector."""
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    def flatten(self, values: Values) -> jax.Array:
+        """One vector (..., size) from the sites' values (..., *shape)."""
+        parts = []
+        for name, shape in zip(self.names, self.shapes, strict=True):
+            batch = values[name].shape[: values[name].ndim - len(shape)]
+            parts.append(values[name].reshape(*batch, math.prod(shape)))
+        return jnp.concatenate(parts, axis=-1)
+
+    def unflatten(self, vector: jax.Array) -> Values:
+        """The sites' values (..., *shape) from one vector (..., size)."""
+        values, start = {}, 0
+        for name, shape in zip(self.names, self.shapes, strict=True):
+            size = math.prod(shape)
+            values[name] = vector[..., start : start + size].reshape(*vector.shape[:-1], *shape)
+            start += size
+        return values
+
+
+class Block(abc.ABC):
+    """A Gaussian over some sites, in unconstrained coordinates."""
+
+    layout: Layout
+
+    @abc.abstractmethod
+    def sample(self, key: jax.Array, n: int) -> Values:
+        """`n` draws."""
+
+    @abc.abstractmethod
+    def log_prob(self, z: Values) -> jax.Array:
+        """The log-density at `z`, which may hold other sites too."""
+
+    @abc.abstractmethod
+    def center(self) -> Values:
+        """The mean by site."""
+
+
+def _standard_normal(whitened: jax.Array, log_det_scale: jax.Array) -> jax.Array:
+    return -0.5 * jnp.sum(whitened**2) - 0.5 * whitened.size * math.log(2 * math.pi) - log_det_scale
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["mean", "root"], meta_fields=["layout"])
+@dataclass(frozen=True)
+class DenseBlock(Block):
+    """N(mean, root root') over one flat vector.
+
+    Attributes:
+        layout: the sites.
+        mean: (size,).
+        root: any square root of the covariance, (size, size).
+    """
+
+    layout: Layout
+    mean: jax.Array
+    root: jax.Array
+
+    def sample(self, key: jax.Array, n: int) -> Values:
+        """mean + root z, z standard normal."""
+        z = jax.random.normal(key, (n, self.mean.size), self.mean.dtype)
+        return self.layout.unflatten(self.mean + z @ self.root.T)
+
+    def log_prob(self, z: Values) -> jax.Array:
+        """By one LU factorisation of the root."""
+        whitened = jnp.linalg.solve(self.root, self.layout.flatten(z) - self.mean)
+        return _standard_normal(whitened, jnp.linalg.slogdet(self.root)[1])
+
+    def center(self) -> Values:
+        """The mean by site."""
+        return self.layout.unflatten(self.mean)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["mean", "scale"], meta_fields=["layout"])
+@dataclass(frozen=True)
+class DiagonalBlock(Block):
+    """Independent coordinates.
+
+    Attributes:
+        layout: the sites.
+        mean: (size,).
+        scale: standard deviations, (size,).
+    """
+
+    layout: Layout
+    mean: jax.Array
+    scale: jax.Array
+
+    def sample(self, key: jax.Array, n: int) -> Values:
+        """mean + scale z, z standard normal."""
+        return self.layout.unflatten(self.mean + self.scale * jax.random.normal(key, (n, self.mean.size), self.mean.dtype))
+
+    def log_prob(self, z: Values) -> jax.Array:
+        """The sum over coordinates."""
+        return _standard_normal((self.layout.flatten(z) - self.mean) / self.scale, jnp.log(self.scale).sum())
+
+    def center(self) -> Values:
+        """The mean by site."""
+        return self.layout.unflatten(self.mean)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["mean", "left", "right", "scale"], meta_fields=["layout", "transposed"])
+@dataclass(frozen=True)
+class KroneckerBlock(Block):
+    """One weight matrix, independent in the basis left (x) right.
+
+    Attributes:
+        layout: the one site.
+        mean: (inputs, outputs).
+        left: orthonormal columns (inputs, inputs).
+        right: orthonormal columns (outputs, outputs).
+        scale: standard deviations in that basis, (inputs, outputs).
+        transposed: whether the site holds (outputs, inputs).
+    """
+
+    layout: Layout
+    mean: jax.Array
+    left: jax.Array
+    right: jax.Array
+    scale: jax.Array
+    transposed: bool
+
+    def sample(self, key: jax.Array, n: int) -> Values:
+        """mean + left (scale * z) right', z standard normal."""
+        z = self.scale * jax.random.normal(key, (n, *self.mean.shape), self.mean.dtype)
+        draws = self.mean + jnp.einsum("ia,nab,ob->nio", self.left, z, self.right)
+        flat = jnp.swapaxes(draws, 1, 2) if self.transposed else draws
+        return self.layout.unflatten(flat.reshape(n, -1))
+
+    def log_prob(self, z: Values) -> jax.Array:
+        """By rotating into the basis."""
+        flat = self.layout.flatten(z)
+        matrix = flat.reshape(self.mean.shape[::-1]).T if self.transposed else flat.reshape(self.mean.shape)
+        rotated = jnp.einsum("ia,io,ob->ab", self.left, matrix - self.mean, self.right)
+        return _standard_normal(rotated / self.scale, jnp.log(self.scale).sum())
+
+    def center(self) -> Values:
+        """The mean by site."""
+        return self.layout.unflatten((self.mean.T if self.transposed else self.mean).reshape(-1))

@@ -1,0 +1,134 @@
+"""Checkpoints: one file per fit, written atomically, that only continues the fit it belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import bayes_sym
+from bayes_sym.errors import CheckpointError
+
+from . import rows
+from .problem import Problem
+from .rows import Data
+from .scheme import Scheme
+
+
+__all__ = ["Saved", "identify", "load", "read_step", "save"]
+
+_FORMAT = 1
+
+
+class Saved(NamedTuple):
+    """What a checkpoint holds: the scheme's state, the losses so far, and the records so far."""
+
+    state: Any
+    losses: np.ndarray
+    records: dict[str, np.ndarray] | None
+
+
+def identify(problem: Problem, scheme: Scheme, key: jax.Array, data: Data, batch_size: int | None) -> dict[str, str]:
+    """What must agree between the fit that wrote a checkpoint and the one that resumes from it."""
+    structure = problem.structure(*data)
+    sites = json.dumps({name: list(site.shape) for name, site in structure.latent.items()})
+    checksum = 0
+    for leaf in jax.tree.leaves(data):
+        checksum = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), checksum)
+    return {
+        "format": str(_FORMAT),
+        "version": bayes_sym.__version__,
+        "model": f"{getattr(problem.model, '__module__', '')}.{getattr(problem.model, '__qualname__', type(problem.model).__name__)}",
+        "sites": hashlib.sha256(sites.encode()).hexdigest()[:16] + f" ({len(structure.latent)} sites)",
+        "scheme": type(scheme).__name__,
+        "data": f"{rows.describe(data)}, checksum {checksum:08x}",
+        "key": np.asarray(jax.random.key_data(key)).tolist().__repr__(),
+        "batch size": str(batch_size),
+        "float": str(jnp.result_type(float)),
+    }
+
+
+def save(path: str | Path, identity: dict[str, str], step: int, state: Any, losses: np.ndarray, records: list[Any]) -> None:
+    """Writes the checkpoint beside its place and moves it there, so that a crash leaves the old one whole."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    leaves, structure = jax.tree.flatten(state)
+    names = [] if not records or records[0] is None else list(records[0])
+    arrays = {f"state{i}": np.asarray(_plain(leaf)) for i, leaf in enumerate(leaves)}
+    arrays |= {f"record.{name}": np.concatenate([record[name] for record in records]) for name in names}
+    header = {"identity": identity, "step": step, "structure": str(structure), "leaves": len(leaves)}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            np.savez(file, header=np.frombuffer(json.dumps(header).encode(), np.uint8), losses=losses, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_step(path: str | Path) -> int:
+    """The number of steps that the checkpoint's fit had taken."""
+    return int(_read(path)[0]["step"])
+
+
+def load(path: str | Path, identity: dict[str, str] | None, template: Any) -> Saved:
+    """Reads a checkpoint, whose state has the structure of `template`.
+
+    Raises:
+        CheckpointError: the file cannot be read, or belongs to another problem, scheme, data, key or version.
+    """
+    header, arrays = _read(path)
+    different = [
+        f"{name}: {header['identity'].get(name)} there, {here} here"
+        for name, here in (identity or {}).items()
+        if header["identity"].get(name) != here
+    ]
+    leaves, structure = jax.tree.flatten(template)
+    shapes = [arrays[f"state{i}"].shape for i in range(header["leaves"])] if not different else []
+    if not different and (header["structure"] != str(structure) or shapes != [_plain_shape(leaf) for leaf in leaves]):
+        different = ["the scheme's options: its state has another structure"]
+    if different:
+        raise CheckpointError(
+            f"checkpoint {path} belongs to another fit ({'; '.join(different)}): resume with the same model, scheme, key, data and version, "
+            "or start anew without resume"
+        )
+    state = jax.tree.unflatten(structure, [_revive(arrays[f"state{i}"], leaf) for i, leaf in enumerate(leaves)])
+    records = {name.removeprefix("record."): array for name, array in arrays.items() if name.startswith("record.")}
+    return Saved(state, arrays["losses"], records or None)
+
+
+def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        return json.loads(arrays.pop("header").tobytes()), arrays
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise CheckpointError(
+            f"cannot read checkpoint {path}: {error}. Is it a file that fit(..., checkpoint=...) wrote?"
+        ) from error
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _plain(leaf: Any) -> Any:
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _plain_shape(leaf: Any) -> tuple[int, ...]:
+    return jax.eval_shape(jax.random.key_data, leaf).shape if _is_key(leaf) else leaf.shape
+
+
+def _revive(array: np.ndarray, leaf: Any) -> jax.Array:
+    return jax.random.wrap_key_data(jnp.asarray(array)) if _is_key(leaf) else jnp.asarray(array)

@@ -1,0 +1,127 @@
+"""What curvature needs of the priors: means, square roots of covariances, and where a Hessian must stand in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial, singledispatch
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from numpyro.distributions.distribution import ExpandedDistribution, Independent
+
+from bayes_sym.priors import SoftEquivariantNormal
+
+
+__all__ = ["PriorPart", "dense_part", "gaussian_part"]
+
+Shape = tuple[int, ...]
+Map = Callable[[jax.Array], jax.Array]
+
+
+@dataclass(frozen=True)
+class PriorPart:
+    """The prior of one flat vector as curvature sees it: covariance L L'.
+
+    Attributes:
+        size: the length of the vector.
+        mean: (size,).
+        root: v -> L v on the last axis.
+        root_transposed: v -> L' v on the last axis.
+        whiten: v -> L^-1 (v - mean) on the last axis.
+        log_det_root: log |L|.
+        variance: the scalar variance where the covariance is a multiple of the identity, else None.
+        variances: the variances where it is diagonal (a scalar counts), else None.
+    """
+
+    size: int
+    mean: jax.Array
+    root: Map
+    root_transposed: Map
+    whiten: Map
+    log_det_root: jax.Array
+    variance: jax.Array | None = None
+    variances: jax.Array | None = None
+
+
+@singledispatch
+def gaussian_part(fn: dist.Distribution, shape: Shape) -> PriorPart | None:
+    """The part of a Gaussian prior on a site of this shape; None for other distributions."""
+    return None
+
+
+@gaussian_part.register
+def _independent(fn: Independent, shape: Shape) -> PriorPart | None:
+    return gaussian_part(fn.base_dist, shape)
+
+
+@gaussian_part.register
+def _expanded(fn: ExpandedDistribution, shape: Shape) -> PriorPart | None:
+    return gaussian_part(fn.base_dist, shape) if isinstance(fn.base_dist, dist.Normal) else None
+
+
+@gaussian_part.register
+def _normal(fn: dist.Normal, shape: Shape) -> PriorPart:
+    size = math.prod(shape)
+    mean = jnp.broadcast_to(fn.loc, shape).reshape(size)
+    scale = jnp.broadcast_to(fn.scale, shape).reshape(size)
+    is_scalar = jnp.size(fn.scale) == 1
+    return PriorPart(
+        size,
+        mean,
+        root=lambda v: v * scale,
+        root_transposed=lambda v: v * scale,
+        whiten=lambda v: (v - mean) / scale,
+        log_det_root=jnp.log(scale).sum(),
+        variance=jnp.reshape(fn.scale, ()) ** 2 if is_scalar else None,
+        variances=scale**2,
+    )
+
+
+@gaussian_part.register
+def _soft(fn: SoftEquivariantNormal, shape: Shape) -> PriorPart:
+    size, rank = fn.representation.dim, fn.representation.rank
+    inverse = SoftEquivariantNormal(fn.representation, 1 / fn.invariant, 1 / fn.transversal)
+
+    def along(apply: Map, v: jax.Array) -> jax.Array:
+        return apply(v.reshape(*v.shape[:-1], *shape)).reshape(v.shape)
+
+    log_det = (rank * jnp.log(fn.invariant) + (size - rank) * jnp.log(fn.transversal)) / 2
+    mean = jnp.zeros(size, jnp.result_type(fn.invariant, float))
+    return PriorPart(size, mean, partial(along, fn.root), partial(along, fn.root), partial(along, inverse.root), log_det)
+
+
+@gaussian_part.register
+def _multivariate(fn: dist.MultivariateNormal, shape: Shape) -> PriorPart | None:
+    if fn.batch_shape:
+        return None
+    tril, mean = fn.scale_tril, jnp.broadcast_to(fn.loc, shape)
+    solve = partial(jax.scipy.linalg.solve_triangular, tril, lower=True)
+    return PriorPart(
+        shape[-1],
+        mean,
+        root=lambda v: v @ tril.T,
+        root_transposed=lambda v: v @ tril,
+        whiten=lambda v: solve((v - mean).T).T,
+        log_det_root=jnp.log(jnp.diagonal(tril)).sum(),
+    )
+
+
+def dense_part(precision: jax.Array) -> PriorPart:
+    """The part whose precision is a dense matrix: minus the Hessian of a log prior that is not Gaussian.
+
+    The entries are NaN where the matrix is not positive definite; callers refuse that by name.
+    """
+    lower = jnp.linalg.cholesky(precision)  # precision = C C', so L = C^-T
+    solve: Any = partial(jax.scipy.linalg.solve_triangular, lower, lower=True)
+    return PriorPart(
+        precision.shape[0],
+        jnp.zeros(precision.shape[0], precision.dtype),
+        root=lambda v: solve(v.T, trans=1).T,
+        root_transposed=lambda v: solve(v.T).T,
+        whiten=lambda v: v @ lower,
+        log_det_root=-jnp.log(jnp.diagonal(lower)).sum(),
+    )

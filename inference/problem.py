@@ -1,0 +1,355 @@
+"""A problem is a NumPyro model and the name of its data plate; it gives every scheme the densities that it needs."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro.distributions import biject_to
+
+from bayes_sym import _numpyro
+from bayes_sym._numpyro import At, Messenger
+from bayes_sym.errors import DataError, ModelError, TapError
+from bayes_sym.layers.layer import Layer
+from bayes_sym.layers.module import ReplaceModules
+from bayes_sym.taps import TapMeta, TapRecorder
+
+from . import rows
+from .prior_parts import gaussian_part
+from .rows import Data
+
+
+__all__ = ["LatentSite", "LogDensity", "Problem", "Structure"]
+
+Values = dict[str, jax.Array]
+
+
+class LatentSite(NamedTuple):
+    """What is static about one latent site: the shapes of its value and of its unconstrained coordinates."""
+
+    shape: tuple[int, ...]
+    unconstrained: tuple[int, ...]
+    dtype: Any
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What one abstract run of a model shows, without computing anything.
+
+    Attributes:
+        latent: the latent sites, in the model's order.
+        observed: the observed sites under the data plate, with a description of the support of each.
+        weights: the latent sites that belong to modules or taps; the others are hyperparameters.
+        modules: the specification of every `random_module`.
+        taps: every tap.
+    """
+
+    latent: dict[str, LatentSite]
+    observed: dict[str, str]
+    weights: tuple[str, ...]
+    modules: dict[str, Layer]
+    taps: dict[str, TapMeta] = field(default_factory=dict)
+
+
+class LogDensity(NamedTuple):
+    """The parts of a log joint density, in nats.
+
+    Attributes:
+        likelihood: of the observed sites, scaled to all N rows.
+        prior: of the latent sites, in their constrained coordinates.
+        log_det: of the maps from unconstrained to constrained coordinates.
+    """
+
+    likelihood: jax.Array
+    prior: jax.Array
+    log_det: jax.Array
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A NumPyro model as inference sees it. Static and hashable; the data are always arguments.
+
+    The model opens ``numpyro.plate(data_plate, x.shape[0])`` around its observed sites. Given a subset of B of the N
+    rows, every site under that plate is scaled by N/B.
+
+    Attributes:
+        model: the NumPyro model, a function of the data.
+        data_plate: the name of the plate whose index counts rows.
+        row_args: which positional arguments are rows; None means those whose leading axis is as long as the first
+            array's.
+        modules: specifications that replace those of the model's modules, as (name, layer) pairs.
+    """
+
+    model: Callable[..., Any]
+    data_plate: str = "data"
+    row_args: tuple[int, ...] | None = None
+    modules: tuple[tuple[str, Layer], ...] = ()
+
+    def with_modules(self, specs: Mapping[str, Layer]) -> Problem:
+        """The same problem with other specifications for the named modules."""
+        return replace(self, modules=tuple(sorted({**dict(self.modules), **specs}.items())))
+
+    def take(self, data: Data, index: Any) -> Data:
+        """The data with only these rows."""
+        return rows.take(data, index, self.row_args)
+
+    def structure(self, *data: Any) -> Structure:
+        """One abstract run of the model: its sites, plates, modules and taps.
+
+        Raises:
+            ModelError: an observed site stands outside the data plate, a name occurs twice, a latent site is discrete or
+                stands inside the data plate, or there is no data plate.
+            TapError: a tap stands under vmap or inside scan.
+        """
+        leaves, treedef = jax.tree.flatten(rows.shapes(rows.as_arrays(data)))
+        return _structure(self, treedef, tuple(leaves))
+
+    def match(self, patterns: Iterable[str], structure: Structure) -> tuple[str, ...]:
+        """The latent sites whose names match any of the patterns (``*`` and ``?`` as in file names).
+
+        Raises:
+            ModelError: a pattern matches nothing.
+        """
+        found: dict[str, None] = {}
+        for pattern in patterns:
+            names = [name for name in structure.latent if fnmatch.fnmatchcase(name, pattern)]
+            if not names:
+                raise ModelError(f"no latent site matches {pattern!r}; the model has {list(structure.latent)}")
+            found.update(dict.fromkeys(names))
+        return tuple(found)
+
+    def trace(
+        self,
+        data: Data,
+        *,
+        unconstrained: Values | None = None,
+        constrained: Values | None = None,
+        factor: Any = None,
+        key: jax.Array | None = None,
+        recorder: Messenger | None = None,
+    ) -> tuple[dict[str, dict[str, Any]], At]:
+        """One run of the model at given values; returns its trace and the handler, which holds the log-determinants."""
+        model = ReplaceModules(self.model, dict(self.modules)) if self.modules else self.model
+        at = At(unconstrained=unconstrained, constrained=constrained, plate=self.data_plate, factor=factor)
+        key = jax.random.key(0) if key is None else key
+        return _numpyro.run(model, data, key=key, at=at, recorder=recorder), at
+
+    def log_density(
+        self,
+        z: Values,
+        data: Data,
+        *,
+        constrained: Values | None = None,
+        factor: Any = None,
+        key: jax.Array | None = None,
+    ) -> LogDensity:
+        """The log joint density at unconstrained values `z` (and constrained values, for sites held fixed).
+
+        Args:
+            z: unconstrained values by site.
+            data: the arguments of the model, or some of their rows.
+            constrained: values of further sites as they are.
+            factor: N/B if `data` are B of N rows.
+            key: for models that draw while they run; the density of such a model is an estimate.
+        """
+        sites, at = self.trace(data, unconstrained=z, constrained=constrained, factor=factor, key=key)
+        likelihood = prior = jnp.zeros(())
+        for site in sites.values():
+            if site["type"] != "sample":
+                continue
+            if site["is_observed"] and _numpyro.in_plate(site, self.data_plate):
+                likelihood = likelihood + _numpyro.log_prob_of(site)
+            else:
+                prior = prior + _numpyro.log_prob_of(site)
+        return LogDensity(likelihood, prior, sum(at.log_det.values(), jnp.zeros(())))
+
+    def constrain(self, z: Values, data: Data) -> Values:
+        """The constrained values of all sites in `z`."""
+        sites, _ = self.trace(data, unconstrained=z)
+        return {name: sites[name]["value"] for name in z}
+
+    def unconstrain(self, values: Values, data: Data) -> Values:
+        """The unconstrained values of all sites in `values`."""
+        sites, _ = self.trace(data, constrained=values)
+        return {name: _numpyro.unconstrain(sites[name], value) for name, value in values.items()}
+
+    def initial(self, key: jax.Array, data: Data) -> Values:
+        """Unconstrained starting values: weights drawn from the prior, hyperparameters at their prior medians."""
+        structure = self.structure(*data)
+        return _initial(self, tuple(structure.weights), key, data)
+
+    def check(self, data: Data) -> None:
+        """Refuses data that the model cannot have produced, before any fit.
+
+        Raises:
+            DataError: rows do not match, values are NaN or infinite, or observations lie outside the support of their
+                distribution (labels out of range).
+        """
+        rows.row_mask(data, self.row_args)
+        rows.check_finite(data)
+        structure = self.structure(*data)
+        report = _support_report(self, data)
+        for name, support in structure.observed.items():
+            inside, low, high = report[name]
+            if not bool(inside):
+                raise DataError(
+                    f"observations of site {name!r} lie outside the support of their distribution ({support}): they run "
+                    f"from {np.asarray(low)} to {np.asarray(high)}. Labels must be 0..classes-1, counts non-negative, and so on"
+                )
+
+
+class _Discover(TapRecorder):
+    """Collects what a structure needs, and refuses what inference cannot treat."""
+
+    def __init__(self, plate: str) -> None:
+        super().__init__()
+        self.plate = plate
+        self.latent: dict[str, LatentSite] = {}
+        self.observed: dict[str, str] = {}
+        self.modules: dict[str, Layer] = {}
+        self.plates: dict[str, None] = {}
+        self.outside: list[str] = []
+
+    def process_message(self, message: dict[str, Any]) -> None:
+        """Takes note of plates, modules and taps, and refuses names used twice."""
+        super().process_message(message)
+        name, kind = message.get("name"), message["type"]
+        if kind == "plate":
+            self.plates[name] = None
+        elif kind == "param":
+            raise ModelError(
+                f"site {name!r} is a numpyro.param, which only some schemes can see: make it a sample site with a prior, and name it in "
+                "optimise=(...) where it should be a point"
+            )
+        elif kind == "module":
+            self.modules[name] = message["args"][0] if message["value"] is None else message["value"]
+        elif kind == "sample" and (name in self.latent or name in self.observed):
+            raise ModelError(
+                f"site name {name!r} occurs twice: every sample site needs a name of its own, e.g. random_module('net1', ...) and "
+                "random_module('net2', ...)"
+            )
+
+    def postprocess_message(self, message: dict[str, Any]) -> None:
+        """Takes note of a sample site once its value is known."""
+        if message["type"] != "sample":
+            return
+        name, fn = message["name"], message["fn"]
+        if message["is_observed"]:
+            if _numpyro.in_plate(message, self.plate):
+                self._observe(name, fn, jnp.shape(message["value"]))
+            elif type(fn).__name__ != "Unit":  # numpyro.factor
+                self.outside.append(name)
+            return
+        if fn.support.is_discrete:
+            raise ModelError(
+                f"latent site {name!r} is discrete ({type(fn).__name__}): sum it out, or use a continuous relaxation"
+            )
+        if _numpyro.in_plate(message, self.plate):
+            raise ModelError(
+                f"latent site {name!r} stands inside the data plate {self.plate!r}, so its size changes with the minibatch: integrate it "
+                "out of the likelihood, or move it out of the plate"
+            )
+        shape = jnp.shape(message["value"])
+        transform = biject_to(fn.support)
+        self.latent[name] = LatentSite(shape, tuple(transform.inverse_shape(shape)), jnp.result_type(message["value"]))
+
+    def _observe(self, name: str, fn: Any, shape: tuple[int, ...]) -> None:
+        expected = fn.shape()
+        if shape != expected:
+            raise DataError(
+                f"site {name!r} observes values of shape {shape}, but its distribution under the data plate has shape {expected}: "
+                "inputs and observations need the same number of rows, and vector observations need .to_event(1)"
+            )
+        self.observed[name] = f"{type(fn).__name__} on {fn.support}"
+
+
+class _FlatDraws(Messenger):
+    """Draws Gaussian sites from flat normals: XLA compiles a draw of several axes ten times as long."""
+
+    def __init__(self, key: jax.Array) -> None:
+        super().__init__()
+        self.key = key
+
+    def process_message(self, message: dict[str, Any]) -> None:
+        """Draws a latent Gaussian site that has no value yet."""
+        if message["type"] != "sample" or message["is_observed"] or message["value"] is not None:
+            return
+        shape = message["fn"].shape()
+        part = gaussian_part(message["fn"], shape)
+        if part is not None:
+            self.key, key = jax.random.split(self.key)
+            message["value"] = (part.mean + part.root(jax.random.normal(key, (part.size,), part.mean.dtype))).reshape(shape)
+
+
+@lru_cache(maxsize=256)
+def _structure(problem: Problem, treedef: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]) -> Structure:
+    found = _Discover(problem.data_plate)
+
+    def probe(*leaves: jax.Array) -> Any:
+        problem.trace(jax.tree.unflatten(treedef, leaves), recorder=found)
+        return found.inputs
+
+    try:
+        jax.eval_shape(probe, *leaves)
+    except jax.errors.UnexpectedTracerError as error:
+        raise TapError(
+            "a tap stands inside lax.scan (or another loop), where its inputs cannot be seen from outside: unroll the loop in Python, "
+            "or tap the stacked layers outside it"
+        ) from error
+    plate = problem.data_plate
+    if found.outside:
+        raise ModelError(
+            f"observed sites {found.outside} stand outside the data plate {plate!r} (plates seen: {list(found.plates)}): they would not be "
+            f"scaled for minibatches. Put them under `with numpyro.plate({plate!r}, x.shape[0]):`, or set Problem(data_plate=...)"
+        )
+    if not found.observed:
+        raise ModelError(
+            f"the model observes nothing under a plate {plate!r} (plates seen: {list(found.plates)}, data: "
+            f"{[leaf.shape for leaf in leaves]}): pass the observations, and put them under `with numpyro.plate({plate!r}, x.shape[0]):`"
+        )
+    if not found.latent:
+        raise ModelError("the model has no latent sites: there is nothing to infer")
+    tapped = {site for meta in found.meta.values() for site in (meta.weight, meta.bias) if site is not None}
+    unknown = sorted(tapped - set(found.latent))
+    if unknown:
+        raise TapError(f"taps name the sites {unknown}, which the model does not sample; it has {list(found.latent)}")
+    modules = tuple(name + "." for name in found.modules)
+    weights = tuple(name for name in found.latent if name in tapped or name.startswith(modules))
+    return Structure(dict(found.latent), dict(found.observed), weights, dict(found.modules), dict(found.meta))
+
+
+@partial(jax.jit, static_argnames=("problem", "weights"))
+def _initial(problem: Problem, weights: tuple[str, ...], key: jax.Array, data: Data) -> Values:
+    names = problem.structure(*data).latent
+    key_hyper, key_weights = jax.random.split(key)
+    data = problem.take(data, slice(0, 1))  # the priors need no more
+
+    def draw(key: jax.Array, fixed: Values) -> Values:
+        sites, _ = problem.trace(data, constrained=fixed, key=key, recorder=_FlatDraws(key))
+        return {name: _numpyro.unconstrain(sites[name], sites[name]["value"]) for name in names}
+
+    medians: Values = {}
+    fixed: Values = {}
+    if set(names) - set(weights):
+        several = jax.vmap(lambda key: draw(key, {}))(jax.random.split(key_hyper, 15))
+        medians = {name: jnp.median(several[name], axis=0) for name in names if name not in weights}
+        sites, _ = problem.trace(data, unconstrained=medians)
+        fixed = {name: sites[name]["value"] for name in medians}
+    start = draw(key_weights, fixed)
+    return {name: medians.get(name, start[name]) for name in names}
+
+
+@partial(jax.jit, static_argnames=("problem",))
+def _support_report(problem: Problem, data: Data) -> dict[str, tuple[jax.Array, jax.Array, jax.Array]]:
+    sites, _ = problem.trace(data)
+    return {
+        name: (jnp.all(site["fn"].support(site["value"])), jnp.min(site["value"]), jnp.max(site["value"]))
+        for name, site in sites.items()
+        if site["type"] == "sample" and site["is_observed"] and _numpyro.in_plate(site, problem.data_plate)
+    }

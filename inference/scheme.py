@@ -1,0 +1,73 @@
+"""What a scheme is: pure functions from state to state that the one fitting loop drives."""
+
+from __future__ import annotations
+
+import abc
+from typing import Any, NamedTuple
+
+import jax
+
+from .posterior import Posterior
+from .problem import Problem, Structure
+from .rows import Data
+
+
+__all__ = ["Info", "Scheme"]
+
+State = Any
+
+
+class Info(NamedTuple):
+    """What one step reports.
+
+    Attributes:
+        loss: a scalar to watch, in nats per row.
+        record: arrays by name to keep from every step (the draws of a sampler), or None.
+    """
+
+    loss: jax.Array
+    record: dict[str, jax.Array] | None = None
+
+
+class Scheme(abc.ABC):
+    """An inference scheme. Subclasses are frozen dataclasses of options, so they can be static arguments of jit.
+
+    The loop calls, in this order: `check` and `check_data`; `init`; then `step` again and again, with `cross` before the steps named by
+    `boundaries`; and `posterior` at the end.
+    """
+
+    @abc.abstractmethod
+    def init(self, key: jax.Array, problem: Problem, data: Data) -> State:
+        """The state before the first step: a pytree of arrays. Jitted by the loop."""
+
+    @abc.abstractmethod
+    def step(self, key: jax.Array, state: State, problem: Problem, batch: Data, factor: jax.Array) -> tuple[State, Info]:
+        """One step on a batch of rows, which stand for `factor` times as many. Jitted by the loop."""
+
+    @abc.abstractmethod
+    def posterior(self, key: jax.Array, state: State, problem: Problem, data: Data, records: Any) -> Posterior:
+        """What was inferred, from the last state and the records of all steps."""
+
+    @abc.abstractmethod
+    def position(self, state: State) -> dict[str, jax.Array]:
+        """One representative point in unconstrained coordinates, for diagnosis."""
+
+    def check(self, problem: Problem, structure: Structure, num_steps: int) -> None:
+        """Refuses options that do not fit the problem, before any compute."""
+        return None
+
+    def check_data(self, problem: Problem, data: Data) -> None:
+        """Refuses data that the scheme cannot work on, before any compute."""
+        return None
+
+    def boundaries(self, num_steps: int) -> tuple[int, ...]:
+        """Steps before which `cross` is called; chunks end there."""
+        return ()
+
+    def cross(self, key: jax.Array, state: State, problem: Problem, data: Data, step: int) -> State:
+        """The state after crossing the boundary at `step`, from the problem of step `step - 1` to that of step `step`."""
+        return state
+
+    def problem_at(self, problem: Problem, data: Data, step: int, num_steps: int) -> Problem:
+        """The problem that step number `step` of `num_steps` works on."""
+        return problem
