@@ -111,8 +111,9 @@ def run(model: Callable, data: tuple, *, key: jax.Array, at: At | None = None, r
 def log_prob_of(site: Mapping[str, Any]) -> jax.Array:
     """The log-density of one sample site at its value, with its scale, summed over everything."""
     log_prob = site["fn"].log_prob(site["value"], *((site["intermediates"],) if site["intermediates"] else ()))
-    log_prob = jnp.sum(log_prob)
-    return log_prob if site["scale"] is None else site["scale"] * log_prob
+    if site["scale"] is not None:
+        log_prob = jnp.broadcast_to(site["scale"], jnp.shape(log_prob)) * log_prob
+    return jnp.sum(log_prob)
 
 
 def unconstrain(site: Mapping[str, Any], value: jax.Array) -> jax.Array:

@@ -75,7 +75,7 @@ class Representation:
     @property
     def is_trivial(self) -> bool:
         """Whether every element acts as the identity."""
-        return self.is_permutation and bool((self.source == np.arange(self.dim)).all())
+        return self.is_permutation and bool(np.all(self.source == np.arange(self.dim)))
 
     @cached_property
     def is_orthogonal(self) -> bool:
@@ -170,7 +170,7 @@ class Representation:
     def character(self) -> np.ndarray:
         """The trace of rho(g) for every g, floats (order,)."""
         if self.source is None:
-            return np.trace(self.mats, axis1=1, axis2=2)
+            return np.trace(self.matrices(), axis1=1, axis2=2)
         fixed = (self.source == np.arange(self.dim)) * (1 if self.sign is None else self.sign)
         return fixed.sum(axis=1).astype(float)
 
@@ -178,6 +178,7 @@ class Representation:
         """rho(g) for every g as dense matrices, floats (order, dim, dim)."""
         if self.mats is not None:
             return self.mats
+        assert self.source is not None
         _check_size(self.group, self.dim)
         dense = np.zeros((self.group.order, self.dim, self.dim))
         g, i = np.indices(self.source.shape)
@@ -413,7 +414,7 @@ def image(group: FiniteGroup, shape: tuple[int, int]) -> Representation:
     """
     height, width = (int(size) for size in shape)
     pixels = np.arange(height * width).reshape(height, width)
-    rotate = {1: np.copy, 2: lambda p: np.rot90(p, 2), 4: np.rot90}
+    rotate: dict[int, Callable[[np.ndarray], np.ndarray]] = {1: np.copy, 2: lambda p: np.rot90(p, 2), 4: np.rot90}
     if group.order == 1:
         return trivial(group, pixels.size).reshape(height, width)
     for n, turn in rotate.items():

@@ -1,10 +1,15 @@
 """Inference: problems, schemes, the fitting loop, evidence, symmetrisation, predictions, comparison and export."""
 
+from .arviz import to_arviz as to_arviz
 from .augment import Augmentation as Augmentation
 from .augment import full_orbit as full_orbit
 from .augment import random_orbit as random_orbit
+from .compare import Cell as Cell
+from .compare import compare as compare
+from .comparison import Comparison as Comparison
 from .evidence import Evidence as Evidence
 from .evidence import log_evidence as log_evidence
+from .evidence_table import evidence_table as evidence_table
 from .expansion import OrbitExpansion as OrbitExpansion
 from .expansion import expand as expand
 from .families import MeanField as MeanField
@@ -20,4 +25,5 @@ from .predict import predict as predict
 from .problem import Problem as Problem
 from .scheme import Info as Info
 from .scheme import Scheme as Scheme
+from .selection import BestOnValidation as BestOnValidation
 from .variational import Variational as Variational

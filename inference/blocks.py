@@ -92,7 +92,7 @@ class DenseBlock(Block):
     def sample(self, key: jax.Array, n: int) -> Values:
         """mean + root z, z standard normal."""
         z = jax.random.normal(key, (n, self.mean.size), self.mean.dtype)
-        return self.layout.unflatten(self.mean + z @ self.root.T)
+        return self.layout.unflatten(self.mean[None] + z @ self.root.T)
 
     def log_prob(self, z: Values) -> jax.Array:
         """By one LU factorisation of the root."""
@@ -121,7 +121,8 @@ class DiagonalBlock(Block):
 
     def sample(self, key: jax.Array, n: int) -> Values:
         """mean + scale z, z standard normal."""
-        return self.layout.unflatten(self.mean + self.scale * jax.random.normal(key, (n, self.mean.size), self.mean.dtype))
+        z = jax.random.normal(key, (n, self.mean.size), self.mean.dtype)
+        return self.layout.unflatten(self.mean[None] + self.scale[None] * z)
 
     def log_prob(self, z: Values) -> jax.Array:
         """The sum over coordinates."""
@@ -155,8 +156,8 @@ class KroneckerBlock(Block):
 
     def sample(self, key: jax.Array, n: int) -> Values:
         """mean + left (scale * z) right', z standard normal."""
-        z = self.scale * jax.random.normal(key, (n, *self.mean.shape), self.mean.dtype)
-        draws = self.mean + jnp.einsum("ia,nab,ob->nio", self.left, z, self.right)
+        z = self.scale[None] * jax.random.normal(key, (n, *self.mean.shape), self.mean.dtype)
+        draws = self.mean[None] + jnp.einsum("ia,nab,ob->nio", self.left, z, self.right)
         flat = jnp.swapaxes(draws, 1, 2) if self.transposed else draws
         return self.layout.unflatten(flat.reshape(n, -1))
 

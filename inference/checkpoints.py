@@ -62,7 +62,7 @@ def save(path: str | Path, identity: dict[str, str], step: int, state: Any, loss
     path.parent.mkdir(parents=True, exist_ok=True)
     leaves, structure = jax.tree.flatten(state)
     names = [] if not records or records[0] is None else list(records[0])
-    arrays = {f"state{i}": np.asarray(_plain(leaf)) for i, leaf in enumerate(leaves)}
+    arrays: dict[str, Any] = {f"state{i}": np.asarray(_plain(leaf)) for i, leaf in enumerate(leaves)}
     arrays |= {f"record.{name}": np.concatenate([record[name] for record in records]) for name in names}
     header = {"identity": identity, "step": step, "structure": str(structure), "leaves": len(leaves)}
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -109,10 +109,10 @@ def load(path: str | Path, identity: dict[str, str] | None, template: Any) -> Sa
 
 def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         return json.loads(arrays.pop("header").tobytes()), arrays
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile, EOFError) as error:
+    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise CheckpointError(
             f"cannot read checkpoint {path}: {error}. Is it a file that fit(..., checkpoint=...) wrote?"
         ) from error

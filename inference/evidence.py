@@ -92,7 +92,7 @@ def log_evidence(
         CurvatureError: unknown or too large a curvature, a likelihood without a Fisher root, or (outside jit) a prior
             whose Hessian is indefinite.
         PriorError: a prior that this curvature cannot price.
-        ModelError: sites that are missing from `params`.
+        OptionError: sites that are missing from `params`, or an option out of its range.
     """
     _check_options(curvature, correction)
     data = rows.as_arrays(data)
@@ -105,17 +105,22 @@ def log_evidence(
     free = {name: jnp.asarray(params[name], jnp.result_type(float)) for name in structure.latent if name not in held}
     if not free:
         raise OptionError(f"optimise={tuple(optimise)} holds every site: there is nothing left to integrate over")
-    example = problem.take(data, slice(0, 1))
-    sites, _ = problem.trace(example, constrained={**free, **fixed})
-    z = {name: _numpyro.unconstrain(sites[name], value) for name, value in free.items()}
-    pieces = measure(problem, z, fixed, data, curvature)
-    evidence = evaluate(problem, z, fixed, data, pieces, curvature, correction=correction)
+    evidence = _at(problem, free, fixed, data, curvature, correction)
     if not isinstance(evidence.value, jax.core.Tracer) and not bool(jnp.isfinite(evidence.value)):
         raise CurvatureError(
             f"the {evidence.kind} evidence is not finite (log likelihood {evidence.log_likelihood}, log-determinant ratio "
             f"{evidence.log_det_ratio}): the Hessian of a prior is indefinite at this point. Name scale hyperparameters in optimise=(...)"
         )
     return evidence
+
+
+@partial(jax.jit, static_argnames=("problem", "curvature", "correction"))
+def _at(problem: Problem, free: Values, fixed: Values, data: Data, curvature: str, correction: str | None) -> Evidence:
+    example = problem.take(data, slice(0, 1))
+    sites, _ = problem.trace(example, constrained={**free, **fixed})
+    z = {name: _numpyro.unconstrain(sites[name], free[name]) for name in problem.structure(*data).latent if name in free}
+    pieces = measure(problem, z, fixed, data, curvature)
+    return evaluate(problem, z, fixed, data, pieces, curvature, correction=correction)
 
 
 def _check_options(curvature: str, correction: str | None) -> None:
@@ -157,7 +162,7 @@ def evaluate(
         value = value + decrement / 2
     tapped = {name for piece in pieces if isinstance(piece, Kronecker) for name in piece.layout.names}
     biases = {meta.bias for meta in problem.structure(*data).taps.values()}
-    untapped = ()
+    untapped: tuple[str, ...] = ()
     if curvature.startswith("kfac"):
         untapped = tuple(name for name in z if name not in tapped and name not in biases)
     return Evidence(value, log_likelihood, scatter, log_det_ratio, decrement, f"laplace-{curvature}", untapped)

@@ -55,8 +55,8 @@ def fisher_roots(site: dict[str, Any]) -> dict[str, Root]:
 
 def _times(columns: jax.Array, weight: jax.Array, batch_ndim: int) -> jax.Array:
     """Columns (K, *batch, ...) times a weight that broadcasts against the batch."""
-    trailing = columns.ndim - 1 - batch_ndim
-    return columns * weight.reshape(weight.shape + (1,) * trailing)
+    leading, trailing = 1 + batch_ndim - weight.ndim, columns.ndim - 1 - batch_ndim
+    return columns * weight.reshape((1,) * leading + weight.shape + (1,) * trailing)
 
 
 @singledispatch
@@ -96,7 +96,7 @@ def _elementwise(parameter: jax.Array, coefficient: jax.Array, shape: Shape) -> 
     coefficient = jnp.broadcast_to(coefficient, shape)
     elements = math.prod(shape[1:])
     basis = jnp.eye(elements, dtype=parameter.dtype).reshape(elements, 1, *shape[1:])
-    return Root(parameter, basis * coefficient)
+    return Root(parameter, basis * coefficient[None])
 
 
 @_roots.register
@@ -129,15 +129,20 @@ def _categorical_logits(fn: CategoricalLogits, shape: Shape) -> dict[str, Root]:
     # F = diag(p) - p p' = S S' with S = diag(sqrt p) - p sqrt(p)'
     logits = jnp.broadcast_to(fn.logits, shape + fn.logits.shape[-1:])
     p, root = jax.nn.softmax(logits), jnp.exp(jax.nn.log_softmax(logits) / 2)
-    matrix = jnp.eye(logits.shape[-1], dtype=logits.dtype) * root[..., None] - p[..., :, None] * root[..., None, :]
+    matrix = _identity(logits) * root[..., None] - p[..., :, None] * root[..., None, :]
     return {"logits": Root(logits, _per_element(matrix, shape))}
 
 
 @_roots.register
 def _categorical_probs(fn: CategoricalProbs, shape: Shape) -> dict[str, Root]:
     probs = jnp.broadcast_to(fn.probs, shape + fn.probs.shape[-1:])
-    matrix = jnp.eye(probs.shape[-1], dtype=probs.dtype) / jnp.sqrt(probs)[..., None]
+    matrix = _identity(probs) / jnp.sqrt(probs)[..., None]
     return {"probs": Root(probs, _per_element(matrix, shape))}
+
+
+def _identity(like: jax.Array) -> jax.Array:
+    """The identity on the last axis of `like`, with its number of axes and one more."""
+    return jnp.expand_dims(jnp.eye(like.shape[-1], dtype=like.dtype), tuple(range(like.ndim - 1)))
 
 
 def _per_element(matrix: jax.Array, shape: Shape) -> jax.Array:

@@ -139,6 +139,8 @@ def fit(
     data = rows.as_arrays(data)
     count = rows.num_rows(data)
     _check_options(count, num_steps, batch_size, chunk, on_failure, mesh)
+    if batch_size is not None and not scheme.takes_batches:
+        raise OptionError(f"{type(scheme).__name__} needs all rows at every step, got batch_size={batch_size}: leave it out")
     problem.check(data)
     scheme.check(problem, problem.structure(*data), num_steps)
     scheme.check_data(problem, data)
@@ -182,9 +184,12 @@ def fit(
             run = partial(_run_chunk, scheme, current, mesh, chunk, key=key_steps, data=shared, index=index, factor=factor)
             after, chunk_losses, chunk_records = run(state, start=step, count=end - step)
             fresh = np.asarray(chunk_losses)[: end - step]
-            if not np.isfinite(fresh).all():
-                bad = int(np.argmin(np.isfinite(fresh)))
-                state, _, _ = run(state, start=step, count=bad)
+            finite = np.isfinite(fresh)
+            if finite.all() and not _is_finite(scheme.position(after)):
+                finite = np.append(finite[:-1], False)  # the last step took finite values to others
+            if not finite.all():
+                bad = int(np.argmin(finite))
+                state, _, _ = run(state, start=step, count=bad + bool(np.isfinite(fresh[bad])))
                 batch = shared if index is None else current.take(shared, index[bad])
                 error = _non_finite(current, scheme, state, batch, step + bad, float(fresh[bad]))
                 losses.append(fresh[:bad])
@@ -318,6 +323,10 @@ def _place(mesh: Mesh | None, problem: Problem, state: Any, data: Data, batch_si
 
 def _join(records: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *parts: np.concatenate(parts), *records) if records else None
+
+
+def _is_finite(values: dict[str, jax.Array]) -> bool:
+    return all(np.isfinite(value).all() for value in jax.device_get(values).values())
 
 
 def _non_finite(problem: Problem, scheme: Scheme, state: Any, batch: Data, step: int, loss: float) -> NonFiniteError:

@@ -75,6 +75,11 @@ class Laplace(Scheme):
         if len(held) == len(structure.latent):
             raise OptionError(f"optimise={self.optimise} names every site: there is nothing left to integrate over")
 
+    def check_data(self, problem: Problem, data: Data) -> None:
+        """Refuses priors and likelihoods that the curvature cannot price, by an abstract run of the end of the fit."""
+        state = jax.eval_shape(partial(_start, self, problem), jax.random.key(0), data)
+        jax.eval_shape(partial(_approximate, self, problem), state, data)
+
     def boundaries(self, num_steps: int) -> tuple[int, ...]:
         """The steps before which the evidence moves the optimised sites."""
         if not self.optimise:
@@ -126,6 +131,11 @@ class Laplace(Scheme):
 def _fixed(problem: Problem, state: LaplaceState, hyper: Values, data: Data) -> Values:
     sites, _ = problem.trace(problem.take(data, slice(0, 1)), unconstrained={**state.z, **hyper})
     return {name: sites[name]["value"] for name in hyper}
+
+
+@partial(jax.jit, static_argnames=("scheme", "problem"))
+def _start(scheme: Laplace, problem: Problem, key: jax.Array, data: Data) -> LaplaceState:
+    return scheme.init(key, problem, data)
 
 
 @partial(jax.jit, static_argnames=("scheme", "problem"))

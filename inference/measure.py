@@ -192,7 +192,13 @@ def _kronecker(view: _View, structure: Structure, *, reduce: bool) -> tuple[Piec
     for bias in dict.fromkeys(meta.bias for meta in taps.values()):
         if bias is not None and bias in view.z:
             b = sum((outer[name] for name, meta in taps.items() if meta.bias == bias), jnp.zeros(()))
-            pieces[bias] = Gram(Layout.of(view.z, (bias,)), b)
+            layout = Layout.of(view.z, (bias,))
+            if layout.size != len(b):
+                raise TapError(
+                    f"a tap of bias {bias!r} has {len(b)} outputs, but the site has shape {layout.shapes[0]}: name as bias= only a site with "
+                    "one entry per output, and leave others to be treated as sites without a tap"
+                )
+            pieces[bias] = Gram(layout, b)
     for name in view.z:
         if name not in pieces:
             layout = Layout.of(view.z, (name,))
@@ -207,7 +213,15 @@ def _transposed(weight: str, layout: Layout, inputs: int, outputs: int, meta: Ta
             f"the tap of {weight!r} has {inputs} inputs and {outputs} outputs, but the site has shape {shape} with {layout.size} entries: "
             "pass the arrays that the weight multiplies as inputs=, e.g. the patches of a convolution"
         )
-    return not (shape[-1] == outputs and math.prod(shape[:-1]) == inputs)
+    if shape[-1] == outputs:
+        return False
+    sizes = [math.prod(shape[:i]) for i in range(len(shape) + 1)]
+    if inputs not in sizes and outputs not in sizes:
+        raise TapError(
+            f"the site {weight!r} of shape {shape} is neither an ({inputs}, {outputs}) nor an ({outputs}, {inputs}) matrix, as its tap says: "
+            "give the site one of these shapes, or axes that can be merged into one of them"
+        )
+    return shape[0] == outputs or inputs not in sizes
 
 
 def _tap_factors(
@@ -239,8 +253,10 @@ def _tap_factors(
     outer = {name: jnp.zeros((meta.shape[-1], meta.shape[-1]), meta.dtype) for name, meta in taps.items()}
     for name in moving:
         step = jax.checkpoint(partial(of_column, name))
-        outer, _ = jax.lax.scan(
-            lambda sums, column, step=step: (jax.tree.map(jnp.add, sums, step(column)), None), outer, columns[name]
-        )
+
+        def add(sums: Values, column: jax.Array, step: Callable[[jax.Array], Values] = step) -> tuple[Values, None]:
+            return jax.tree.map(jnp.add, sums, step(column)), None
+
+        outer, _ = jax.lax.scan(add, outer, columns[name])
     terms = {name: gather(inputs[name], jnp.mean) for name in taps}
     return {name: (a.T @ a, a.shape[0]) for name, a in terms.items()}, outer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,8 @@ class NUTS(Scheme):
         dense_mass: whether to adapt a full mass matrix.
     """
 
+    takes_batches: ClassVar[bool] = False
+
     num_warmup: int = 500
     num_chains: int = 1
     target_accept_prob: float = 0.8
@@ -49,7 +51,8 @@ class NUTS(Scheme):
             raise OptionError(f"num_chains must be at least 1, got {self.num_chains}")
         if self.num_warmup >= num_steps:
             raise OptionError(
-                f"num_warmup={self.num_warmup} leaves no draws of num_steps={num_steps}: num_steps counts warm-up and draws together. Set NUTS(num_warmup=...) lower or take more steps"
+                f"num_warmup={self.num_warmup} leaves no draws of num_steps={num_steps}: num_steps counts warm-up and draws together. Set "
+                "NUTS(num_warmup=...) lower or take more steps"
             )
 
     def init(self, key: jax.Array, problem: Problem, data: Data) -> Any:

@@ -116,7 +116,7 @@ def _mean(fn: Any) -> jax.Array:
     return jnp.asarray(probabilities)
 
 
-def _predicted(problem: Problem, site: str | None, data: Data, **values: Values) -> Any:
+def _predicted(problem: Problem, site: str | None, data: Data, **values: Any) -> Any:
     """The distribution of the observation."""
     sites, _ = problem.trace(data, **values)
     given = {name for group in values.values() for name in group}

@@ -66,14 +66,15 @@ def _expanded(fn: ExpandedDistribution, shape: Shape) -> PriorPart | None:
 @gaussian_part.register
 def _normal(fn: dist.Normal, shape: Shape) -> PriorPart:
     size = math.prod(shape)
-    mean = jnp.broadcast_to(fn.loc, shape).reshape(size)
-    scale = jnp.broadcast_to(fn.scale, shape).reshape(size)
+    dtype = jnp.result_type(fn.loc, fn.scale, float)  # Normal(0, 1) is given by integers
+    mean = jnp.broadcast_to(fn.loc, shape).reshape(size).astype(dtype)
+    scale = jnp.broadcast_to(fn.scale, shape).reshape(size).astype(dtype)
     is_scalar = jnp.size(fn.scale) == 1
     return PriorPart(
         size,
         mean,
-        root=lambda v: v * scale,
-        root_transposed=lambda v: v * scale,
+        root=lambda v: v * jnp.broadcast_to(scale, v.shape),
+        root_transposed=lambda v: v * jnp.broadcast_to(scale, v.shape),
         whiten=lambda v: (v - mean) / scale,
         log_det_root=jnp.log(scale).sum(),
         variance=jnp.reshape(fn.scale, ()) ** 2 if is_scalar else None,

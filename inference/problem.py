@@ -219,7 +219,7 @@ class _Discover(TapRecorder):
     def process_message(self, message: dict[str, Any]) -> None:
         """Takes note of plates, modules and taps, and refuses names used twice."""
         super().process_message(message)
-        name, kind = message.get("name"), message["type"]
+        name, kind = message.get("name", ""), message["type"]
         if kind == "plate":
             self.plates[name] = None
         elif kind == "param":
@@ -295,13 +295,17 @@ def _structure(problem: Problem, treedef: Any, leaves: tuple[jax.ShapeDtypeStruc
         problem.trace(jax.tree.unflatten(treedef, leaves), recorder=found)
         return found.inputs
 
-    try:
-        jax.eval_shape(probe, *leaves)
-    except jax.errors.UnexpectedTracerError as error:
+    program = jax.make_jaxpr(probe)(*leaves)
+    # What escapes from an inner program arrives outside as a constant that is a tracer.
+    tracers = {
+        id(v) for v, const in zip(program.jaxpr.constvars, program.consts, strict=True) if isinstance(const, jax.core.Tracer)
+    }
+    escaped = [name for name, v in zip(sorted(found.inputs), program.jaxpr.outvars, strict=True) if id(v) in tracers]
+    if escaped:
         raise TapError(
-            "a tap stands inside lax.scan (or another loop), where its inputs cannot be seen from outside: unroll the loop in Python, "
-            "or tap the stacked layers outside it"
-        ) from error
+            f"taps {escaped} stand inside lax.scan (or another loop, or a jitted function), where their inputs cannot be seen from outside: "
+            "unroll the loop in Python, or tap the stacked layers outside it"
+        )
     plate = problem.data_plate
     if found.outside:
         raise ModelError(

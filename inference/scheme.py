@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 
@@ -34,7 +34,12 @@ class Scheme(abc.ABC):
 
     The loop calls, in this order: `check` and `check_data`; `init`; then `step` again and again, with `cross` before the steps named by
     `boundaries`; and `posterior` at the end.
+
+    Attributes:
+        takes_batches: whether a step may see some of the rows only.
     """
+
+    takes_batches: ClassVar[bool] = True
 
     @abc.abstractmethod
     def init(self, key: jax.Array, problem: Problem, data: Data) -> State:

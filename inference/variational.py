@@ -73,10 +73,12 @@ class Variational(Scheme):
                 raise OptionError(f"expand(at={self.symmetrise.at}) comes at step {step}, but there are only {num_steps} steps")
 
     def check_data(self, problem: Problem, data: Data) -> None:
-        """Refuses data on which the group cannot act."""
+        """Refuses data on which the group cannot act, and nets or priors that cannot be expanded."""
         check_targets(self.augment, data)
         if self.symmetrise is not None:
-            self.symmetrise.field(data)
+            state = jax.eval_shape(partial(_start, self, problem), jax.random.key(0), data)
+            jax.eval_shape(partial(_expand, self, problem), state, data)
+            self.symmetrise.problem(problem, data).structure(*data)
 
     def init(self, key: jax.Array, problem: Problem, data: Data) -> VariationalState:
         """q centred at a draw from the prior."""
@@ -158,6 +160,11 @@ class Variational(Scheme):
     def position(self, state: VariationalState) -> Values:
         """The means."""
         return state.params.mean
+
+
+@partial(jax.jit, static_argnames=("scheme", "problem"))
+def _start(scheme: Variational, problem: Problem, key: jax.Array, data: Data) -> VariationalState:
+    return scheme.init(key, problem, data)
 
 
 @partial(jax.jit, static_argnames=("scheme", "problem"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import jax
 import numpyro
@@ -17,7 +18,7 @@ from .layer import Layer, Site
 
 __all__ = ["ReplaceModules", "random_module"]
 
-Prior = Callable[[Site], dist.Distribution] | Mapping[str, dist.Distribution] | dist.Distribution
+Prior: TypeAlias = Callable[[Site], dist.Distribution] | Mapping[str, dist.Distribution] | dist.Distribution
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,46 @@
+"""The table of a comparison as text, with the columns that a reader needs first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+__all__ = ["as_text"]
+
+_COLUMNS = {
+    "method": ("method", "{}"),
+    "parameters": ("weights", "{:,}"),
+    "accuracy": ("accuracy", "{:.3f}"),
+    "orbit_accuracy": ("orbit acc.", "{:.3f}"),
+    "averaged_accuracy": ("averaged", "{:.3f}"),
+    "nll": ("NLL", "{:.3f}"),
+    "averaged_nll": ("averaged", "{:.3f}"),
+    "ece": ("ECE", "{:.3f}"),
+    "equivariance_error": ("equiv. error", "{:.5f}"),
+    "equivariance_error_se": ("s.e.", "{:.5f}"),
+    "orbit_agreement": ("agreement", "{:.3f}"),
+    "log_evidence": ("log evidence", "{:.1f}"),
+    "evidence_kind": ("kind", "{}"),
+    "seconds": ("seconds", "{:.1f}"),
+}
+
+
+def as_text(rows: Sequence[dict[str, Any]], *, markdown: bool = False) -> str:
+    """One line per row; `markdown` makes it a Markdown table.
+
+    Accuracy is on upright test images; orbit accuracy, NLL and ECE on all their transforms; each "averaged" column is
+    the same net after test-time averaging over the group.
+    """
+    lines = [[title for title, _ in _COLUMNS.values()]]
+    lines += [["-" if row.get(key) is None else form.format(row[key]) for key, (_, form) in _COLUMNS.items()] for row in rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(_COLUMNS))]
+    padded = [
+        [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
+        for line in lines
+    ]
+    if not markdown:
+        rule = "  ".join("-" * width for width in widths)
+        return "\n".join(["  ".join(padded[0]), rule, *("  ".join(line) for line in padded[1:])])
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [padded[0], rule, *padded[1:]])
