@@ -104,9 +104,10 @@ class Representation:
             return restore(moved * jnp.broadcast_to(jnp.asarray(self.sign, moved.dtype)[g], moved.shape))
         return restore(jnp.einsum("ij,...j->...i", jnp.asarray(self.mats, flat.dtype)[g], flat))
 
-    def orbit(self, x: jax.Array, axis: int | Sequence[int] = -1) -> jax.Array:
+    def orbit(self, x: jax.Array | np.ndarray, axis: int | Sequence[int] = -1) -> jax.Array:
         """rho(g) x for every g, stacked along a new first axis of length `group.order`."""
-        return jnp.stack([self.act(g, x, axis) for g in range(self.group.order)])
+        array = jnp.asarray(x)
+        return jnp.stack([self.act(g, array, axis) for g in range(self.group.order)])
 
     def transform(self, g: int | jax.Array, batch: jax.Array) -> jax.Array:
         """rho(g) applied to each member of a batch (batch, *shape, ...): the action on images, sequences or vectors."""

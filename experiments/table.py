@@ -42,5 +42,5 @@ def as_text(rows: Sequence[dict[str, Any]], *, markdown: bool = False) -> str:
     if not markdown:
         rule = "  ".join("-" * width for width in widths)
         return "\n".join(["  ".join(padded[0]), rule, *("  ".join(line) for line in padded[1:])])
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [padded[0], rule, *padded[1:]])
+    alignment = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [padded[0], alignment, *padded[1:]])

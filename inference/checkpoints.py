@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zipfile
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import bayes_sym
+from bayes_sym.atomic import whole_file
 from bayes_sym.errors import CheckpointError
 
 from . import rows
@@ -36,7 +37,9 @@ class Saved(NamedTuple):
     records: dict[str, np.ndarray] | None
 
 
-def identify(problem: Problem, scheme: Scheme, key: jax.Array, data: Data, batch_size: int | None) -> dict[str, str]:
+def identify(
+    problem: Problem, scheme: Scheme, key: jax.Array, data: Data, batch_size: int | None, boundaries: Iterable[int] = ()
+) -> dict[str, str]:
     """What must agree between the fit that wrote a checkpoint and the one that resumes from it."""
     structure = problem.structure(*data)
     sites = json.dumps({name: list(site.shape) for name, site in structure.latent.items()})
@@ -52,28 +55,20 @@ def identify(problem: Problem, scheme: Scheme, key: jax.Array, data: Data, batch
         "data": f"{rows.describe(data)}, checksum {checksum:08x}",
         "key": np.asarray(jax.random.key_data(key)).tolist().__repr__(),
         "batch size": str(batch_size),
+        "boundaries": str(sorted(boundaries)),
         "float": str(jnp.result_type(float)),
     }
 
 
 def save(path: str | Path, identity: dict[str, str], step: int, state: Any, losses: np.ndarray, records: list[Any]) -> None:
     """Writes the checkpoint beside its place and moves it there, so that a crash leaves the old one whole."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     leaves, structure = jax.tree.flatten(state)
     names = [] if not records or records[0] is None else list(records[0])
     arrays: dict[str, Any] = {f"state{i}": np.asarray(_plain(leaf)) for i, leaf in enumerate(leaves)}
     arrays |= {f"record.{name}": np.concatenate([record[name] for record in records]) for name in names}
     header = {"identity": identity, "step": step, "structure": str(structure), "leaves": len(leaves)}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(file, header=np.frombuffer(json.dumps(header).encode(), np.uint8), losses=losses, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, header=np.frombuffer(json.dumps(header).encode(), np.uint8), losses=losses, **arrays)
 
 
 def read_step(path: str | Path) -> int:
@@ -99,8 +94,8 @@ def load(path: str | Path, identity: dict[str, str] | None, template: Any) -> Sa
         different = ["the scheme's options: its state has another structure"]
     if different:
         raise CheckpointError(
-            f"checkpoint {path} belongs to another fit ({'; '.join(different)}): resume with the same model, scheme, key, data and version, "
-            "or start anew without resume"
+            f"checkpoint {path} belongs to another fit ({'; '.join(different)}): resume with the same model, scheme, key, data and "
+            "version, or start anew without resume"
         )
     state = jax.tree.unflatten(structure, [_revive(arrays[f"state{i}"], leaf) for i, leaf in enumerate(leaves)])
     records = {name.removeprefix("record."): array for name, array in arrays.items() if name.startswith("record.")}

@@ -40,7 +40,8 @@ class Cell:
         scheme: the scheme.
         num_steps: steps of the fit.
         batch_size: rows per step, or None for all.
-        select: whether to keep the posterior that is best on the validation split, instead of the last one.
+        select: ``"upright"`` or ``"orbit"`` keeps the posterior that is best on the validation images, or on all their
+            transforms; None keeps the last one.
         data: other training data than the comparison's, e.g. rotated images.
     """
 
@@ -49,7 +50,7 @@ class Cell:
     scheme: Scheme
     num_steps: int = 1000
     batch_size: int | None = None
-    select: bool = False
+    select: str | None = None
     data: Data | None = field(default=None, compare=False)
 
 
@@ -77,7 +78,7 @@ def compare(
         data: training arguments of the models, (x, y).
         test: images x (rows, ...) and labels y (rows,).
         action: how the group acts on one image.
-        validation: images and labels for cells with `select`, scored on all transforms.
+        validation: images and labels for cells with `select`.
         num_draws: posterior draws per prediction (one for point estimates).
         chunk: steps between looks at the validation split.
         progress: whether to show bars.
@@ -90,8 +91,11 @@ def compare(
     names = [cell.name for cell in cells]
     if len(set(names)) < len(names) or not cells:
         raise OptionError(f"compare needs at least one cell, with different names, got {names}")
-    if validation is None and any(cell.select for cell in cells):
-        raise OptionError("cells with select=True need validation=(x, y): a choice on test data would flatter them")
+    unknown = [cell.select for cell in cells if cell.select not in (None, "upright", "orbit")]
+    if unknown:
+        raise OptionError(f"select must be None, 'upright' or 'orbit', got {unknown}")
+    if validation is None and any(cell.select is not None for cell in cells):
+        raise OptionError("cells with select need validation=(x, y): a choice on test data would flatter them")
     rows, fits, posteriors = [], {}, {}
     keys = jax.random.split(key, len(cells) + 2)
     with tqdm(cells, disable=not progress, file=sys.stderr, unit="fit") as bar:
@@ -129,10 +133,12 @@ def _fit(
     mesh: Mesh | None,
 ) -> tuple[Fit, Posterior]:
     best = None
-    if cell.select:
+    if cell.select is not None:
         assert validation is not None
-        images = orbit_images(action, validation[0])
-        best = BestOnValidation(key_draws, (images,), np.tile(validation[1], action.group.order))
+        images, labels = validation
+        if cell.select == "orbit":
+            images, labels = orbit_images(action, images), np.tile(labels, action.group.order)
+        best = BestOnValidation(key_draws, (images,), labels)
     found = fit(
         cell.problem,
         cell.scheme,
@@ -161,7 +167,7 @@ def _score(
     x, y = test
     order = action.group.order
     draws = 1 if isinstance(posterior, PointPosterior) else num_draws
-    flat = predict(posterior.problem, posterior, key, orbit_images(action, x), num_draws=draws)
+    flat = predict(posterior.problem, posterior, key, orbit_images(action, x), num_draws=draws, draw_batch=8)
     on_orbit = flat.reshape(draws, order, len(x), -1)
     mean = _normalised(on_orbit.mean(axis=0))
     upright = calibration(mean[0], y)

@@ -101,7 +101,9 @@ class Comparison:
         folder.mkdir(parents=True, exist_ok=True)
         for method, fit in self.fits.items():
             posterior = self.posteriors[method]
-            tree = to_arviz(_with_posterior(fit, posterior), posterior.problem, jax.random.key(0), *self.data[method])
+            tree = to_arviz(
+                _with_posterior(fit, posterior), posterior.problem, jax.random.key(0), *self.data[method], num_draws=100
+            )
             with whole_file(folder / "posteriors" / f"{method}.nc") as path:
                 tree.to_netcdf(str(path))
         with whole_file(folder / "tradeoff.png") as path:

@@ -150,9 +150,9 @@ class Kronecker(Piece):
             if (values == values[0]).all():
                 return prior.variances[0]
         raise PriorError(
-            f"Kronecker curvature prices one scalar variance per site, and the prior of {list(self.layout.names)} is not of that kind: give "
-            "it a scalar scale, as in dist.Normal(0, scale).expand(shape).to_event(), split it into pathways with a scale each, or use "
-            "curvature='full' or 'block'"
+            f"Kronecker curvature prices one scalar variance per site, and the prior of {list(self.layout.names)} is not of that kind: "
+            "give it a scalar scale, as in dist.Normal(0, scale).expand(shape).to_event(), split it into pathways with a scale each, or "
+            "use curvature='full' or 'block'"
         )
 
     def _matrix(self, vector: jax.Array) -> jax.Array:

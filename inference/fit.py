@@ -13,16 +13,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from bayes_sym.errors import NonFiniteError, OptionError
 
 from . import checkpoints, rows
+from .chunks import RowStream, place, run_chunk, start_state, with_auto_axes
 from .posterior import Posterior
 from .problem import Problem
 from .rows import Data
-from .scheme import Info, Scheme
+from .scheme import Scheme
 
 
 __all__ = ["Fit", "Progress", "Status", "fit"]
@@ -144,147 +145,121 @@ def fit(
     problem.check(data)
     scheme.check(problem, problem.structure(*data), num_steps)
     scheme.check_data(problem, data)
-    mesh = None if mesh is None else _auto(mesh)
+    mesh = None if mesh is None else with_auto_axes(mesh)
     chunk = min(chunk, num_steps)
     boundaries = set(scheme.boundaries(num_steps))
     problem_at = partial(scheme.problem_at, problem, data, num_steps=num_steps)
     key_init, key_steps, key_cross, key_rows, key_end = jax.random.split(key, 5)
-    stream = None if batch_size is None else _RowStream(key_rows, count, batch_size)
+    stream = None if batch_size is None else RowStream(key_rows, count, batch_size)
     factor = 1.0 if batch_size is None else count / batch_size
 
     identity = None
     if checkpoint is not None or resume is not None:
-        identity = checkpoints.identify(problem, scheme, key, data, batch_size)
+        identity = checkpoints.identify(problem, scheme, key, data, batch_size, boundaries)
+    history = _History([], [])
+    step, state = 0, None
     if resume is None:
-        step, losses, records = 0, [], []
-        state = _init(scheme, problem, key_init, data)
+        state = start_state(scheme, problem, key_init, data)
     else:
-        template = jax.eval_shape(partial(_init, scheme, problem), key_init, data)
-        step = checkpoints.read_step(resume)
-        for boundary in sorted(b for b in boundaries if b < step):
-            before = problem_at(boundary - 1)
-            template = jax.eval_shape(
-                lambda k, s, d, p=before, b=boundary: scheme.cross(k, s, p, d, b), key_cross, template, data
-            )
-        saved = checkpoints.load(resume, identity, template)
-        state, losses, records = saved.state, [saved.losses], [saved.records]
-    state, shared = _place(mesh, problem, state, data, batch_size)
+        step, state = _restore(resume, identity, scheme, problem_at, sorted(boundaries), (key_init, key_cross), data, history)
+    state, shared = place(mesh, problem, state, data, batch_size)
 
-    bar = tqdm(total=num_steps, initial=step, desc=type(scheme).__name__, disable=not progress, file=sys.stderr, leave=False)
     error: NonFiniteError | None = None
     stopped = False
-    with bar:
+    with tqdm(
+        total=num_steps, initial=step, desc=type(scheme).__name__, disable=not progress, file=sys.stderr, leave=False
+    ) as bar:
         while step < num_steps and not stopped:
             if step in boundaries:
-                before = problem_at(step - 1)
-                state = scheme.cross(jax.random.fold_in(key_cross, step), state, before, shared, step)
+                state = scheme.cross(jax.random.fold_in(key_cross, step), state, problem_at(step - 1), shared, step)
             current = problem_at(step)
-            end = min([step + chunk, num_steps, *(b for b in boundaries if b > step)])
+            end = min([step + chunk, num_steps, *(boundary for boundary in boundaries if boundary > step)])
             index = None if stream is None else stream.table(step, end, chunk)
-            run = partial(_run_chunk, scheme, current, mesh, chunk, key=key_steps, data=shared, index=index, factor=factor)
-            after, chunk_losses, chunk_records = run(state, start=step, count=end - step)
-            fresh = np.asarray(chunk_losses)[: end - step]
-            finite = np.isfinite(fresh)
-            if finite.all() and not _is_finite(scheme.position(after)):
-                finite = np.append(finite[:-1], False)  # the last step took finite values to others
-            if not finite.all():
-                bad = int(np.argmin(finite))
-                state, _, _ = run(state, start=step, count=bad + bool(np.isfinite(fresh[bad])))
+            run = partial(run_chunk, scheme, current, mesh, chunk, key=key_steps, data=shared, index=index, factor=factor)
+            after, losses, records = run(state, start=step, count=end - step)
+            losses = np.asarray(losses)[: end - step]
+            bad = _first_bad(losses, scheme.position(after))
+            if bad is not None:
+                state, _, _ = run(state, start=step, count=bad + bool(np.isfinite(losses[bad])))
                 batch = shared if index is None else current.take(shared, index[bad])
-                error = _non_finite(current, scheme, state, batch, step + bad, float(fresh[bad]))
-                losses.append(fresh[:bad])
+                error = _non_finite(current, scheme, state, batch, step + bad, float(losses[bad]))
+                history.losses.append(losses[:bad])
                 step += bad
                 break
             state, step = after, end
-            losses.append(fresh)
-            records.append(jax.tree.map(lambda leaf, n=len(fresh): np.asarray(leaf)[:n], chunk_records))
-            bar.update(len(fresh))
-            bar.set_postfix_str(f"loss {fresh[-1]:.4g}", refresh=False)
-            if checkpoint is not None:
-                assert identity is not None
-                checkpoints.save(checkpoint, identity, step, state, np.concatenate(losses), records)
+            history.append(losses, records)
+            bar.update(len(losses))
+            bar.set_postfix_str(f"loss {losses[-1]:.4g}", refresh=False)
+            if checkpoint is not None and identity is not None:
+                checkpoints.save(checkpoint, identity, step, state, history.all_losses(), history.records)
             if callbacks:
-                view = Progress(
-                    step,
-                    num_steps,
-                    np.concatenate(losses),
-                    state,
-                    lambda p=current, s=state, r=tuple(records): scheme.posterior(key_end, s, p, shared, _join(r)),  # type: ignore[misc]
-                )
+                posterior_now = partial(_posterior, scheme, key_end, state, current, shared, history.all_records())
+                view = Progress(step, num_steps, history.all_losses(), state, posterior_now)
                 stopped = any([bool(callback(view)) for callback in callbacks])
 
     if error is not None and on_failure == "raise":
         raise error
     final = problem_at(max(step - 1, 0))
-    posterior = None if error is not None else scheme.posterior(key_end, state, final, shared, _join(records))
+    posterior = None if error is not None else _posterior(scheme, key_end, state, final, shared, history.all_records())
     reason = "non-finite" if error is not None else "stopped" if stopped else "finished"
     status = Status(error is None, reason, step, "" if error is None else str(error))
-    history = np.concatenate(losses) if losses else np.zeros(0)
-    return Fit(final, scheme, posterior, history, state, time.perf_counter() - started, status, error)  # type: ignore[arg-type]
+    seconds = time.perf_counter() - started
+    return Fit(final, scheme, posterior, history.all_losses(), state, seconds, status, error)  # type: ignore[arg-type]
 
 
-@partial(jax.jit, static_argnames=("scheme", "problem"))
-def _init(scheme: Scheme, problem: Problem, key: jax.Array, data: Data) -> Any:
-    return scheme.init(key, problem, data)
+class _History(NamedTuple):
+    """What the chunks so far reported."""
+
+    losses: list[np.ndarray]
+    records: list[Any]
+
+    def append(self, losses: np.ndarray, records: Any) -> None:
+        """Adds a chunk, whose records may be padded."""
+        self.losses.append(losses)
+        self.records.append(jax.tree.map(lambda leaf: np.asarray(leaf)[: len(losses)], records))
+
+    def all_losses(self) -> np.ndarray:
+        """One loss per step."""
+        return np.concatenate(self.losses) if self.losses else np.zeros(0)
+
+    def all_records(self) -> Any:
+        """One record per step, or None."""
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *self.records) if self.records else None
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _run_chunk(
+def _posterior(scheme: Scheme, key: jax.Array, state: Any, problem: Problem, data: Data, records: Any) -> Posterior:
+    return scheme.posterior(key, state, problem, data, records)
+
+
+def _restore(
+    path: str | Path,
+    identity: dict[str, str] | None,
     scheme: Scheme,
-    problem: Problem,
-    mesh: Mesh | None,
-    size: int,
-    state: Any,
-    *,
-    key: jax.Array,
+    problem_at: Callable[[int], Problem],
+    boundaries: Sequence[int],
+    keys: tuple[jax.Array, jax.Array],
     data: Data,
-    index: jax.Array | None,
-    factor: jax.Array,
-    start: jax.Array,
-    count: jax.Array,
-) -> tuple[Any, jax.Array, Any]:
-    """`count` <= `size` steps; one program serves every count, so a short last chunk compiles nothing."""
-
-    def step(i: jax.Array, state: Any) -> tuple[Any, Info]:
-        batch = data
-        if index is not None:
-            batch = problem.take(data, index[i])
-            if mesh is not None:
-                spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
-                mask = rows.row_mask(data, problem.row_args)
-                leaves, structure = jax.tree.flatten(batch)
-                leaves = [jax.lax.with_sharding_constraint(a, spread) if m else a for a, m in zip(leaves, mask, strict=True)]
-                batch = jax.tree.unflatten(structure, leaves)
-        return scheme.step(jax.random.fold_in(key, start + i), state, problem, batch, factor)
-
-    _, info = jax.eval_shape(step, jnp.zeros((), int), state)
-    buffers = jax.tree.map(lambda leaf: jnp.zeros((size, *leaf.shape), leaf.dtype), info)
-
-    def body(i: jax.Array, carry: tuple[Any, Info]) -> tuple[Any, Info]:
-        state, kept = carry
-        state, info = step(i, state)
-        return state, jax.tree.map(lambda buffer, leaf: buffer.at[i].set(leaf), kept, info)
-
-    state, kept = jax.lax.fori_loop(0, count, body, (state, buffers))
-    return state, kept.loss, kept.record
+    history: _History,
+) -> tuple[int, Any]:
+    """The step and the state of a checkpoint; its losses and records go into `history`."""
+    step = checkpoints.read_step(path)
+    template = jax.eval_shape(partial(start_state, scheme, problem_at(0)), keys[0], data)
+    for boundary in (b for b in boundaries if b < step):
+        cross = partial(scheme.cross, problem=problem_at(boundary - 1), step=boundary)
+        template = jax.eval_shape(lambda key, state, data, cross=cross: cross(key, state, data=data), keys[1], template, data)
+    saved = checkpoints.load(path, identity, template)
+    history.losses.append(saved.losses)
+    history.records.append(saved.records)
+    return step, saved.state
 
 
-class _RowStream:
-    """Batches cut from an endless stream of permutations of the rows, each epoch with a seed of its own."""
-
-    def __init__(self, key: jax.Array, count: int, batch_size: int) -> None:
-        self.seed = [int(word) for word in np.asarray(jax.random.key_data(key)).ravel()]
-        self.count, self.batch_size = count, batch_size
-
-    def table(self, start: int, end: int, size: int) -> jax.Array:
-        """Row indices (size, batch_size); the steps start..end-1 come first, the rest is padding."""
-        first, last = start * self.batch_size, end * self.batch_size
-        epochs = range(first // self.count, -(-last // self.count))
-        order = np.concatenate([np.random.default_rng([*self.seed, epoch]).permutation(self.count) for epoch in epochs])
-        skip = first - epochs[0] * self.count
-        table = np.zeros((size, self.batch_size), np.int32)
-        table[: end - start] = order[skip : skip + last - first].reshape(end - start, self.batch_size)
-        return jnp.asarray(table)
+def _first_bad(losses: np.ndarray, position: dict[str, jax.Array]) -> int | None:
+    """The first step with a loss that is not finite, or the last one if it took finite values to others."""
+    finite = np.isfinite(losses)
+    if not finite.all():
+        return int(np.argmin(finite))
+    moved_well = all(np.isfinite(value).all() for value in jax.device_get(position).values())
+    return None if moved_well else len(losses) - 1
 
 
 def _check_options(count: int, num_steps: int, batch_size: int | None, chunk: int, on_failure: str, mesh: Mesh | None) -> None:
@@ -302,31 +277,6 @@ def _check_options(count: int, num_steps: int, batch_size: int | None, chunk: in
             raise OptionError(
                 f"{per_step} rows per step cannot be spread evenly over {devices} devices: choose a batch_size that {devices} divides"
             )
-
-
-def _auto(mesh: Mesh) -> Mesh:
-    """The same devices, with axes along which the compiler chooses the shardings."""
-    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
-
-
-def _place(mesh: Mesh | None, problem: Problem, state: Any, data: Data, batch_size: int | None) -> tuple[Any, Data]:
-    """State on every device; data on every device too where batches are picked from them, else spread by rows."""
-    if mesh is None:
-        return state, data
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    spread = everywhere if batch_size is not None else NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
-    leaves, structure = jax.tree.flatten(data)
-    mask = rows.row_mask(data, problem.row_args)
-    placed = [jax.device_put(leaf, spread if is_row else everywhere) for leaf, is_row in zip(leaves, mask, strict=True)]
-    return jax.device_put(state, everywhere), jax.tree.unflatten(structure, placed)
-
-
-def _join(records: Sequence[Any]) -> Any:
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *records) if records else None
-
-
-def _is_finite(values: dict[str, jax.Array]) -> bool:
-    return all(np.isfinite(value).all() for value in jax.device_get(values).values())
 
 
 def _non_finite(problem: Problem, scheme: Scheme, state: Any, batch: Data, step: int, loss: float) -> NonFiniteError:

@@ -95,7 +95,8 @@ def _row_function(view: _View, layout: Layout) -> tuple[Callable[[Data], jax.Arr
         return {name: root.parameter for name, root in roots(flat, example).items()}
 
     moving = [name for name, depends in dependent_outputs(parameters, flat).items() if depends]
-    count = sum(jax.eval_shape(lambda: roots(flat, example)[name].columns).shape[0] for name in moving)
+    shapes = jax.eval_shape(lambda: {name: root.columns for name, root in roots(flat, example).items()})
+    count = sum(shapes[name].shape[0] for name in moving)
 
     def of_row(row: Data) -> jax.Array:
         def forward(flat: jax.Array) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
@@ -195,8 +196,8 @@ def _kronecker(view: _View, structure: Structure, *, reduce: bool) -> tuple[Piec
             layout = Layout.of(view.z, (bias,))
             if layout.size != len(b):
                 raise TapError(
-                    f"a tap of bias {bias!r} has {len(b)} outputs, but the site has shape {layout.shapes[0]}: name as bias= only a site with "
-                    "one entry per output, and leave others to be treated as sites without a tap"
+                    f"a tap of bias {bias!r} has {len(b)} outputs, but the site has shape {layout.shapes[0]}: name as bias= only a site "
+                    "with one entry per output, and leave others to be treated as sites without a tap"
                 )
             pieces[bias] = Gram(layout, b)
     for name in view.z:
@@ -213,13 +214,13 @@ def _transposed(weight: str, layout: Layout, inputs: int, outputs: int, meta: Ta
             f"the tap of {weight!r} has {inputs} inputs and {outputs} outputs, but the site has shape {shape} with {layout.size} entries: "
             "pass the arrays that the weight multiplies as inputs=, e.g. the patches of a convolution"
         )
-    if shape[-1] == outputs:
+    if not shape or shape[-1] == outputs:
         return False
     sizes = [math.prod(shape[:i]) for i in range(len(shape) + 1)]
     if inputs not in sizes and outputs not in sizes:
         raise TapError(
-            f"the site {weight!r} of shape {shape} is neither an ({inputs}, {outputs}) nor an ({outputs}, {inputs}) matrix, as its tap says: "
-            "give the site one of these shapes, or axes that can be merged into one of them"
+            f"the site {weight!r} of shape {shape} is neither an ({inputs}, {outputs}) nor an ({outputs}, {inputs}) matrix, as its tap "
+            "says: give the site one of these shapes, or axes that can be merged into one of them"
         )
     return shape[0] == outputs or inputs not in sizes
 

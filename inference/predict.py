@@ -49,7 +49,7 @@ def predict(
         site: the observed site to predict; None if the model has one.
         linearise: whether to linearise the model's distribution parameters around the posterior mean, draw by draw; None
             for what the posterior recommends (True for Laplace). The first-order expansion is what a Gauss-Newton curvature
-            is exact for; sampling weights instead is far too noisy.
+            is exact for; sampling weights instead is noisier.
 
     Returns:
         float (draws, rows, ...) on the host: probabilities (draws, rows, classes) for a Categorical.
@@ -76,13 +76,16 @@ def predict(
             raise OptionError("linearise=True needs a posterior with a mean, not samples")
         draws = {name: jnp.asarray(value) for name, value in posterior.items()}
     count = len(next(iter(draws.values())))
+    # Blocks that would be short are filled up with repeated rows, so that one program serves them all.
+    size = min(data_batch, total)
     blocks = []
     for first in range(0, count, draw_batch):
         some = {name: value[first : first + draw_batch] for name, value in draws.items()}
         parts = []
-        for start in range(0, total, data_batch):
-            batch = problem.take(data, slice(start, start + data_batch))
-            parts.append(np.asarray(_block(problem, site, some, center, batch)))
+        for start in range(0, total, size):
+            index = np.minimum(np.arange(start, start + size), total - 1)
+            part = np.asarray(_block(problem, site, some, center, problem.take(data, index)))
+            parts.append(part[:, : min(size, total - start)])
         blocks.append(np.concatenate(parts, axis=1))
     return np.concatenate(blocks)
 

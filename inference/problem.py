@@ -303,8 +303,8 @@ def _structure(problem: Problem, treedef: Any, leaves: tuple[jax.ShapeDtypeStruc
     escaped = [name for name, v in zip(sorted(found.inputs), program.jaxpr.outvars, strict=True) if id(v) in tracers]
     if escaped:
         raise TapError(
-            f"taps {escaped} stand inside lax.scan (or another loop, or a jitted function), where their inputs cannot be seen from outside: "
-            "unroll the loop in Python, or tap the stacked layers outside it"
+            f"taps {escaped} stand inside lax.scan (or another loop, or a jitted function), where their inputs cannot be seen from "
+            "outside: unroll the loop in Python, or tap the stacked layers outside it"
         )
     plate = problem.data_plate
     if found.outside:

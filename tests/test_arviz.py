@@ -24,7 +24,9 @@ N = 12
 def net_model(x, y=None):
     sigma = numpyro.sample("noise/sigma", dist.HalfNormal(1.0))
     numpyro.deterministic("precision", sigma**-2)
-    net = random_module("net", Sequential((Dense(2, 3), Activation("tanh"), Dense(3, 1, bias=False))), prior=IndependentScales(1.0))
+    net = random_module(
+        "net", Sequential((Dense(2, 3), Activation("tanh"), Dense(3, 1, bias=False))), prior=IndependentScales(1.0)
+    )
     with numpyro.plate("data", x.shape[0]):
         numpyro.sample("y", dist.Normal(net(x)[:, 0], sigma), obs=y)
 

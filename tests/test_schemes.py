@@ -11,7 +11,7 @@ import optax
 import pytest
 import scipy.stats
 from numpyro.diagnostics import effective_sample_size
-from numpyro.infer import MCMC, SVI, Predictive, Trace_ELBO
+from numpyro.infer import MCMC, SVI, Predictive, Trace_ELBO, init_to_value
 from numpyro.infer.autoguide import AutoNormal
 
 from bayes_sym import tap
@@ -53,6 +53,11 @@ def fitted(name):
     return fit(PROBLEM, TABLE[name][0](), KEY, X, Y, num_steps=60, progress=False)
 
 
+@jax.jit
+def predictive(draws):
+    return Predictive(net, draws)(KEY, X)
+
+
 # Conformance
 
 
@@ -72,7 +77,7 @@ def test_samples_have_the_models_names_and_shapes_and_feed_predictive(name):
     again, other = posterior.sample(KEY, 7), posterior.sample(jax.random.key(6), 7)
     assert all(np.array_equal(draws[site], again[site]) for site in draws)
     assert np.array_equal(draws["w"], other["w"]) == (name in ("map", "nuts"))  # a point; draws evenly spread
-    found = jax.jit(lambda draws: Predictive(net, draws)(KEY, X))(draws)
+    found = predictive(draws)
     assert found["y"].shape == (7, 15) and np.isfinite(found["y"]).all()
     assert np.allclose(predict(PROBLEM, draws, KEY, X), found["f"], atol=1e-5)
 
@@ -187,11 +192,6 @@ def test_laplace_is_exact_on_the_conjugate_model(curvature, x64):
     assert float(done.posterior.log_evidence) == pytest.approx(LOG_Z, abs=1e-6)
 
 
-def test_map_is_the_mode_of_the_conjugate_model():
-    done = fit(CONJUGATE, MAP(ADAM), KEY, CX.astype(np.float32), Y, num_steps=1500, progress=False)
-    assert np.allclose(done.posterior.sample(KEY, 1)["w"][0], MEAN, atol=1e-4)
-
-
 def test_mean_field_has_the_exact_mean_and_the_diagonal_of_the_precision():
     scheme = Variational(MeanField(0.2), ADAM, num_particles=16)
     done = fit(CONJUGATE, scheme, KEY, CX.astype(np.float32), Y, num_steps=1500, progress=False)
@@ -243,15 +243,17 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_models_fit_under_plain_numpyro(name):
     model = MODELS[name]
-    expected = set(Problem(model).structure(IMAGES, LABELS).latent)
-    guide = AutoNormal(model)
+    sites = Problem(model).structure(IMAGES, LABELS).latent
+    expected = set(sites)
+    # a start of our own: NumPyro's draws take longer to compile than all the rest
+    start = {site: np.full(shape.shape, 0.2, np.float32) for site, shape in sites.items()}
+    guide = AutoNormal(model, init_loc_fn=init_to_value(values=start))
     svi = SVI(model, guide, numpyro.optim.Adam(1e-3), Trace_ELBO())
     run = svi.run(KEY, 3, IMAGES, LABELS, progress_bar=False)
-    assert np.isfinite(run.losses).all()
-    draws = guide.sample_posterior(KEY, run.params, sample_shape=(2,))
-    assert set(draws) == expected and all(np.isfinite(value).all() for value in draws.values())
+    assert np.isfinite(run.losses).all() and run.losses[0] != run.losses[-1]
+    assert {name.removesuffix("_auto_loc") for name in run.params if name.endswith("_auto_loc")} == expected
     sampler = MCMC(numpyro.infer.NUTS(model, max_tree_depth=2), num_warmup=3, num_samples=3, progress_bar=False)
-    sampler.run(KEY, IMAGES, LABELS)
+    sampler.run(KEY, IMAGES, LABELS, init_params=start)  # in unconstrained coordinates
     draws = sampler.get_samples()
     assert set(draws) == expected and all(np.isfinite(value).all() for value in draws.values())
     probabilities = predict(Problem(model), draws, KEY, IMAGES)
@@ -308,7 +310,7 @@ def test_one_of_several_outputs_is_predicted_by_name():
 
 
 def heavy(x, y=None):
-    w = numpyro.sample("w", dist.Cauchy(jnp.zeros(3), 1e-3).to_event(1))
+    w = numpyro.sample("w", dist.Cauchy(jnp.zeros(3), 0.2).to_event(1))
     with numpyro.plate("data", x.shape[0]):
         numpyro.sample("y", dist.Normal(x @ w, SIGMA), obs=y)
 
@@ -322,11 +324,10 @@ def heavy(x, y=None):
         (lambda: predict(PROBLEM, fitted("map"), KEY, X, linearise=True), OptionError, "needs a Gaussian posterior"),
         (lambda: predict(PROBLEM, {"w": 1}, KEY, X, linearise=True), OptionError, "needs a posterior with a mean, not samples"),
         (lambda: predict(PROBLEM, fitted("map"), KEY, X, num_draws=0), OptionError, "must be at least 1, got 0, 32, 1024"),
-        (lambda: predict(PROBLEM, fitted("map"), KEY, X, Y), ModelError, r"one site under the data plate 'data' to predict"),
         (lambda: predict(PROBLEM, fitted("map"), KEY, X, site="w"), ModelError, r"site='w' of \['y'\]"),
         (lambda: MeanField(0.0), OptionError, "init_scale must be positive"),
         (
-            lambda: fit(Problem(heavy), Laplace(MAP().optimizer, "full"), KEY, X, Y, num_steps=400, progress=False),
+            lambda: fit(Problem(heavy), Laplace(ADAM, "full"), KEY, CX.astype(np.float32), Y, num_steps=200, progress=False),
             CurvatureError,
             "indefinite Hessian",
         ),
