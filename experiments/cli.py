@@ -77,19 +77,7 @@ def run(
         typer.echo(f"\nseed {chosen}, {time.perf_counter() - started:.0f} s; results, figure and posteriors in {saved}")
 
 
-@app.command()
-def compare(
-    name: _Name,
-    seed: _Seed = 0,
-    seeds: _Seeds = 1,
-    steps: _Steps = None,
-    out: _Out = None,
-    num_train: _Train = 300,
-    mesh: _Mesh = None,
-    quiet: _Quiet = False,
-) -> None:
-    """The same as `run`: runs a comparison of schemes and prints its table."""
-    run(name, seed, seeds, steps, out, num_train, mesh, quiet)
+app.command("compare", help="The same as `run`: runs a comparison of schemes and prints its table.")(run)
 
 
 def _refuse(message: str) -> NoReturn:

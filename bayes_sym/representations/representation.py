@@ -1,4 +1,4 @@
-"""Linear representations of finite groups: gathers, signed gathers and matrices, and how each acts on arrays.
+"""One linear representation of a finite group, and how it acts on arrays.
 
 Convention. A monomial representation stores, for every element g, where each coordinate comes from:
 
@@ -11,7 +11,7 @@ A matrix representation stores rho(g) itself. Representations are orthogonal unl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,12 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import groups
-from .errors import GroupActionError, ShapeError
-from .groups import FiniteGroup, Subgroup
+from ..errors import GroupActionError, ShapeError
+from ..groups import FiniteGroup, Subgroup
 
 
-__all__ = ["Representation", "image", "matrix", "permutation", "quotient", "regular", "sequence", "trivial"]
+__all__ = ["Representation", "check_size"]
 
 _LARGEST = 2**27  # entries of a matrix representation that we are willing to hold
 
@@ -180,7 +179,7 @@ class Representation:
         if self.mats is not None:
             return self.mats
         assert self.source is not None
-        _check_size(self.group, self.dim)
+        check_size(self.group, self.dim)
         dense = np.zeros((self.group.order, self.dim, self.dim))
         g, i = np.indices(self.source.shape)
         dense[g, i, self.source] = 1.0 if self.sign is None else self.sign
@@ -212,7 +211,7 @@ class Representation:
             if self.sign is not None or other.sign is not None:
                 sign = np.concatenate([self._signs, other._signs], axis=1)
             return Representation(self.group, shape, source, sign)
-        _check_size(self.group, shape[0])
+        check_size(self.group, shape[0])
         dense = np.zeros((self.group.order, shape[0], shape[0]))
         dense[:, : self.dim, : self.dim] = self.matrices()
         dense[:, self.dim :, self.dim :] = other.matrices()
@@ -229,7 +228,7 @@ class Representation:
             if self.sign is not None or other.sign is not None:
                 sign = (self._signs[:, :, None] * other._signs[:, None, :]).reshape(-1, dim)
             return Representation(self.group, shape, source.reshape(-1, dim), sign)
-        _check_size(self.group, dim)
+        check_size(self.group, dim)
         dense = np.einsum("gij,gkl->gikjl", self.matrices(), other.matrices()).reshape(-1, dim, dim)
         return Representation(self.group, shape, mats=dense)
 
@@ -278,179 +277,10 @@ class Representation:
         return f"Representation({self.group.name}, {form}, shape={self.shape})"
 
 
-def _check_size(group: FiniteGroup, dim: int) -> None:
+def check_size(group: FiniteGroup, dim: int) -> None:
+    """Refuses dense matrices that would not fit in memory."""
     if group.order * dim * dim > _LARGEST:
         raise GroupActionError(
             f"dense matrices of {group.name} in dimension {dim} would take {group.order * dim * dim * 8 / 2**30:.1f} GiB; "
             "use a permutation or signed representation, which is never made dense"
         )
-
-
-def trivial(group: FiniteGroup, dim: int) -> Representation:
-    """Every element acts as the identity on `dim` coordinates."""
-    return Representation(group, (dim,), np.tile(np.arange(dim), (group.order, 1)))
-
-
-def regular(group: FiniteGroup) -> Representation:
-    """The group acts on its own elements by left multiplication: (rho(u) v)[g] = v[u^-1 g]."""
-    return Representation(group, (group.order,), group.table[group.inverse])
-
-
-def quotient(group: FiniteGroup, subgroup: Subgroup | Iterable[int]) -> Representation:
-    """The group acts on the left cosets of `subgroup` (a Subgroup, or elements that generate one)."""
-    if not isinstance(subgroup, Subgroup):
-        subgroup = group.subgroup(subgroup)
-    if subgroup.parent != group:
-        raise GroupActionError(f"quotient needs a subgroup of {group.name}, got one of {subgroup.parent.name}")
-    coset_of = {g: i for i, coset in enumerate(subgroup.cosets) for g in coset}
-    leaders = [coset[0] for coset in subgroup.cosets]
-    source = [[coset_of[int(group.table[group.inverse[u], g])] for g in leaders] for u in range(group.order)]
-    return Representation(group, (len(leaders),), np.array(source))
-
-
-Images = Mapping[int, np.ndarray] | Sequence[np.ndarray] | np.ndarray
-
-
-def permutation(group: FiniteGroup, images: Images) -> Representation:
-    """A representation by permutations of coordinates.
-
-    Args:
-        group: the group.
-        images: for every generator (a sequence in the order of ``group.generators``, or a mapping from generator to
-            image) or for every element (a sequence of length ``order``) the gather indices, integers (dim,):
-            ``(rho(g) v)[i] = v[images[g][i]]``. An entry may be negated by adding a second row of signs: an array
-            (2, dim) of (source, sign) makes a signed representation.
-
-    Raises:
-        GroupActionError: an image is not a permutation, or the images do not multiply as the group does.
-    """
-    given = _by_generator(group, images)
-    sources, signs = [], []
-    for s in group.generators:
-        image_of = np.asarray(given[s])
-        source, sign = (image_of[0], image_of[1]) if image_of.ndim == 2 else (image_of, np.ones(len(image_of)))
-        if (np.sort(source) != np.arange(len(source))).any() or (np.abs(sign) != 1).any():
-            raise GroupActionError(f"the image of generator {s} of {group.name} is not a (signed) permutation: {image_of}")
-        sources.append(source.astype(np.int64))
-        signs.append(sign.astype(float))
-    if len({len(s) for s in sources}) > 1:
-        raise GroupActionError(f"the images of the generators of {group.name} differ in length: {[len(s) for s in sources]}")
-    dim = len(sources[0]) if sources else len(np.asarray(given[0]))
-    table = np.empty((group.order, dim), np.int64)
-    sign_table = np.ones((group.order, dim))
-    for g, word in enumerate(group.words):
-        source, sign = np.arange(dim), np.ones(dim)
-        for position in word:  # rho(g s) v = rho(g)(rho(s) v): look up through g first
-            sign = sign * signs[position][source]
-            source = sources[position][source]
-        table[g], sign_table[g] = source, sign
-    rep = Representation(group, (dim,), table, None if (sign_table == 1).all() else sign_table)
-    for position, s in enumerate(group.generators):
-        for g in range(group.order):
-            gs = group.table[g, s]
-            same = (table[gs] == sources[position][table[g]]).all()
-            if not same or (sign_table[gs] != sign_table[g] * signs[position][table[g]]).any():
-                raise _not_homomorphic(group, g, s)
-    return rep
-
-
-def matrix(group: FiniteGroup, images: Images) -> Representation:
-    """A representation by matrices.
-
-    Args:
-        group: the group.
-        images: matrices (dim, dim), one per generator or one per element, as for `permutation`.
-
-    Raises:
-        GroupActionError: the matrices do not multiply as the group does (to 1e-6).
-    """
-    given = {g: np.asarray(m, float) for g, m in _by_generator(group, images).items()}
-    dim = next(iter(given.values())).shape[0]
-    if any(m.shape != (dim, dim) for m in given.values()):
-        raise GroupActionError(f"matrices of {group.name} must all be ({dim}, {dim}), got {[m.shape for m in given.values()]}")
-    _check_size(group, dim)
-    mats = np.empty((group.order, dim, dim))
-    for g, word in enumerate(group.words):
-        mats[g] = np.eye(dim)
-        for position in word:
-            mats[g] = mats[g] @ given[group.generators[position]]
-    for s in group.generators:
-        for g in range(group.order):
-            if not np.allclose(mats[group.table[g, s]], mats[g] @ given[s], atol=1e-6):
-                raise _not_homomorphic(group, g, s)
-    return Representation(group, (dim,), mats=mats)
-
-
-def _by_generator(group: FiniteGroup, images: Images) -> dict[int, np.ndarray]:
-    if isinstance(images, Mapping):
-        missing = set(group.generators) - set(images)
-        if missing or (not images):
-            raise GroupActionError(f"{group.name} needs the images of its generators {group.generators}, got {sorted(images)}")
-        return dict(images)
-    if len(images) == group.order and len(images) != len(group.generators):
-        return dict(enumerate(images))
-    if len(images) != len(group.generators) or not len(images):
-        raise GroupActionError(
-            f"{group.name} needs one image per generator ({len(group.generators)}: {group.generators}) or one per element "
-            f"({group.order}), got {len(images)}"
-        )
-    return dict(zip(group.generators, images, strict=True))
-
-
-def _not_homomorphic(group: FiniteGroup, g: int, s: int) -> GroupActionError:
-    return GroupActionError(
-        f"the images do not represent {group.name}: rho({g}) rho({s}) differs from rho({int(group.table[g, s])}). For gathers "
-        "check the convention (rho(g) v)[i] = v[source[g][i]], so source[g h] = source[h][source[g]]"
-    )
-
-
-def image(group: FiniteGroup, shape: tuple[int, int]) -> Representation:
-    """The exact action on the pixels of images of `shape` (height, width), without interpolation.
-
-    C_n with n in {1, 2, 4} rotates by 360/n degrees counter-clockwise; D_n with n in {1, 2, 4} also mirrors left and
-    right.
-
-    Raises:
-        GroupActionError: the group does not map the pixel grid to itself.
-    """
-    height, width = (int(size) for size in shape)
-    pixels = np.arange(height * width).reshape(height, width)
-    rotate: dict[int, Callable[[np.ndarray], np.ndarray]] = {1: np.copy, 2: lambda p: np.rot90(p, 2), 4: np.rot90}
-    if group.order == 1:
-        return trivial(group, pixels.size).reshape(height, width)
-    for n, turn in rotate.items():
-        moves = {groups.cyclic(n): [turn], groups.dihedral(n): [turn, np.fliplr] if n > 1 else [np.fliplr]}.get(group)
-        if moves is not None:
-            if n == 4 and height != width:
-                raise GroupActionError(
-                    f"{group.name} turns images by 90 degrees, so they must be square, got height {height} and width "
-                    f"{width}: crop or pad them to a square, or use cyclic(2) or dihedral(2)"
-                )
-            return permutation(group, [np.ravel(move(pixels)) for move in moves]).reshape(height, width)
-    raise GroupActionError(
-        f"{group.name} has no exact action on a pixel grid: only rotations by 90 or 180 degrees and mirrors map pixels to "
-        "pixels. Use cyclic(2), cyclic(4), dihedral(1), dihedral(2) or dihedral(4), or give the gather indices yourself by "
-        "representations.permutation(group, images).reshape(height, width)"
-    )
-
-
-def sequence(group: FiniteGroup, length: int) -> Representation:
-    """The exact action on sequences of `length`: C_n shifts circularly by length/n steps, D_n also reverses.
-
-    Raises:
-        GroupActionError: n does not divide the length, or the group is neither cyclic nor dihedral.
-    """
-    steps = np.arange(int(length))
-    if group.order == 1:
-        return trivial(group, len(steps))
-    for n, kind in ((group.order, groups.cyclic), (group.order // 2, groups.dihedral)):
-        if n >= 1 and group == kind(n):
-            if length % n:
-                raise GroupActionError(
-                    f"{group.name} shifts by length/{n} steps, so {n} must divide the length, got {length}: pad or crop the "
-                    "sequences, or use a group whose order divides it"
-                )
-            shift, reverse = np.roll(steps, length // n), steps[::-1]
-            moves = [shift] if kind is groups.cyclic else [shift, reverse] if n > 1 else [reverse]
-            return permutation(group, moves)
-    raise GroupActionError(f"{group.name} has no standard action on sequences; use cyclic(n) or dihedral(n), or permutation(...)")
