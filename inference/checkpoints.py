@@ -24,9 +24,18 @@ from .rows import Data
 from .scheme import Scheme
 
 
-__all__ = ["Saved", "identify", "load", "read_step", "save"]
+__all__ = ["File", "Saved", "identify", "read", "restore", "save"]
 
 _FORMAT = 1
+
+
+class File(NamedTuple):
+    """A checkpoint as it was read, before anybody asked whose it is."""
+
+    path: str | Path
+    step: int
+    header: dict[str, Any]
+    arrays: dict[str, np.ndarray]
 
 
 class Saved(NamedTuple):
@@ -71,18 +80,30 @@ def save(path: str | Path, identity: dict[str, str], step: int, state: Any, loss
         np.savez(file, header=np.frombuffer(json.dumps(header).encode(), np.uint8), losses=losses, **arrays)
 
 
-def read_step(path: str | Path) -> int:
-    """The number of steps that the checkpoint's fit had taken."""
-    return int(_read(path)[0]["step"])
-
-
-def load(path: str | Path, identity: dict[str, str] | None, template: Any) -> Saved:
-    """Reads a checkpoint, whose state has the structure of `template`.
+def read(path: str | Path) -> File:
+    """Reads a checkpoint.
 
     Raises:
-        CheckpointError: the file cannot be read, or belongs to another problem, scheme, data, key or version.
+        CheckpointError: this is no file that `save` wrote.
     """
-    header, arrays = _read(path)
+    try:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        header = json.loads(arrays.pop("header").tobytes())
+        return File(path, int(header["step"]), header, arrays)
+    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise CheckpointError(
+            f"cannot read checkpoint {path}: {error}. Is it a file that fit(..., checkpoint=...) wrote?"
+        ) from error
+
+
+def restore(file: File, identity: dict[str, str] | None, template: Any) -> Saved:
+    """What the checkpoint holds, its state in the structure of `template`.
+
+    Raises:
+        CheckpointError: it belongs to another problem, scheme, data, key or version.
+    """
+    path, _, header, arrays = file
     different = [
         f"{name}: {header['identity'].get(name)} there, {here} here"
         for name, here in (identity or {}).items()
@@ -100,17 +121,6 @@ def load(path: str | Path, identity: dict[str, str] | None, template: Any) -> Sa
     state = jax.tree.unflatten(structure, [_revive(arrays[f"state{i}"], leaf) for i, leaf in enumerate(leaves)])
     records = {name.removeprefix("record."): array for name, array in arrays.items() if name.startswith("record.")}
     return Saved(state, arrays["losses"], records or None)
-
-
-def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    try:
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        return json.loads(arrays.pop("header").tobytes()), arrays
-    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise CheckpointError(
-            f"cannot read checkpoint {path}: {error}. Is it a file that fit(..., checkpoint=...) wrote?"
-        ) from error
 
 
 def _is_key(leaf: Any) -> bool:

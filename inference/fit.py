@@ -242,15 +242,15 @@ def _restore(
     history: _History,
 ) -> tuple[int, Any]:
     """The step and the state of a checkpoint; its losses and records go into `history`."""
-    step = checkpoints.read_step(path)
+    file = checkpoints.read(path)
     template = jax.eval_shape(partial(start_state, scheme, problem_at(0)), keys[0], data)
-    for boundary in (b for b in boundaries if b < step):
+    for boundary in (b for b in boundaries if b < file.step):
         cross = partial(scheme.cross, problem=problem_at(boundary - 1), step=boundary)
         template = jax.eval_shape(lambda key, state, data, cross=cross: cross(key, state, data=data), keys[1], template, data)
-    saved = checkpoints.load(path, identity, template)
+    saved = checkpoints.restore(file, identity, template)
     history.losses.append(saved.losses)
     history.records.append(saved.records)
-    return step, saved.state
+    return file.step, saved.state
 
 
 def _first_bad(losses: np.ndarray, position: dict[str, jax.Array]) -> int | None:

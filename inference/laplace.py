@@ -13,6 +13,7 @@ import optax
 from bayes_sym.errors import CurvatureError, OptionError
 
 from . import rows
+from .chunks import start_state
 from .curvature import Piece
 from .dependence import dependent_outputs
 from .evidence import Evidence, evaluate, prior_parts
@@ -77,7 +78,7 @@ class Laplace(Scheme):
 
     def check_data(self, problem: Problem, data: Data) -> None:
         """Refuses priors and likelihoods that the curvature cannot price, by an abstract run of the end of the fit."""
-        state = jax.eval_shape(partial(_start, self, problem), jax.random.key(0), data)
+        state = jax.eval_shape(partial(start_state, self, problem), jax.random.key(0), data)
         jax.eval_shape(partial(_approximate, self, problem), state, data)
 
     def boundaries(self, num_steps: int) -> tuple[int, ...]:
@@ -131,11 +132,6 @@ class Laplace(Scheme):
 def _fixed(problem: Problem, state: LaplaceState, hyper: Values, data: Data) -> Values:
     sites, _ = problem.trace(problem.take(data, slice(0, 1)), unconstrained={**state.z, **hyper})
     return {name: sites[name]["value"] for name in hyper}
-
-
-@partial(jax.jit, static_argnames=("scheme", "problem"))
-def _start(scheme: Laplace, problem: Problem, key: jax.Array, data: Data) -> LaplaceState:
-    return scheme.init(key, problem, data)
 
 
 @partial(jax.jit, static_argnames=("scheme", "problem"))

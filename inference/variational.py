@@ -16,6 +16,7 @@ from bayes_sym.errors import OptionError
 from . import rows
 from .augment import Augmentation, check_targets
 from .blocks import DiagonalBlock, Layout
+from .chunks import start_state
 from .expansion import OrbitExpansion, expand_weights
 from .families import MeanField, MeanFieldParams, kl_to_prior
 from .map import ADAM
@@ -76,7 +77,7 @@ class Variational(Scheme):
         """Refuses data on which the group cannot act, and nets or priors that cannot be expanded."""
         check_targets(self.augment, data)
         if self.symmetrise is not None:
-            state = jax.eval_shape(partial(_start, self, problem), jax.random.key(0), data)
+            state = jax.eval_shape(partial(start_state, self, problem), jax.random.key(0), data)
             jax.eval_shape(partial(_expand, self, problem), state, data)
             self.symmetrise.problem(problem, data).structure(*data)
 
@@ -160,11 +161,6 @@ class Variational(Scheme):
     def position(self, state: VariationalState) -> Values:
         """The means."""
         return state.params.mean
-
-
-@partial(jax.jit, static_argnames=("scheme", "problem"))
-def _start(scheme: Variational, problem: Problem, key: jax.Array, data: Data) -> VariationalState:
-    return scheme.init(key, problem, data)
 
 
 @partial(jax.jit, static_argnames=("scheme", "problem"))
