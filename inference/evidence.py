@@ -16,10 +16,10 @@ from bayes_sym.errors import CurvatureError, OptionError
 
 from . import rows
 from .blocks import Layout
-from .curvature import Kronecker, Piece
-from .dependence import dependent_outputs
-from .measure import CURVATURES, measure
-from .prior_parts import PriorPart, dense_part, gaussian_part
+from .curvature.dependence import dependent_outputs
+from .curvature.measure import CURVATURES, measure
+from .curvature.pieces import Kronecker, Piece
+from .curvature.prior_parts import PriorPart, dense_part, gaussian_part
 from .problem import Problem, Values
 from .rows import Data
 

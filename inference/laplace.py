@@ -14,11 +14,11 @@ from bayes_sym.errors import CurvatureError, OptionError
 
 from . import rows
 from .chunks import start_state
-from .curvature import Piece
-from .dependence import dependent_outputs
+from .curvature.dependence import dependent_outputs
+from .curvature.measure import CURVATURES, measure
+from .curvature.pieces import Piece
 from .evidence import Evidence, evaluate, prior_parts
 from .map import ADAM
-from .measure import CURVATURES, measure
 from .posterior import GaussianPosterior
 from .problem import Problem, Structure, Values
 from .rows import Data

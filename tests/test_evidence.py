@@ -15,11 +15,12 @@ from numpyro.handlers import mask, scale
 
 from bayes_sym import groups, layers, representations, tap
 from bayes_sym.errors import CurvatureError, OptionError, PriorError, TapError
-from bayes_sym.inference import Problem, log_evidence, measure
+from bayes_sym.inference import Problem, log_evidence
 from bayes_sym.inference.blocks import Layout
-from bayes_sym.inference.curvature import Gram, Rows
-from bayes_sym.inference.fisher import fisher_roots
-from bayes_sym.inference.prior_parts import gaussian_part
+from bayes_sym.inference.curvature import measure
+from bayes_sym.inference.curvature.fisher import fisher_roots
+from bayes_sym.inference.curvature.pieces import Gram, Rows
+from bayes_sym.inference.curvature.prior_parts import gaussian_part
 from bayes_sym.priors import SoftEquivariantNormal
 
 

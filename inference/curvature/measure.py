@@ -14,13 +14,13 @@ from bayes_sym import _numpyro
 from bayes_sym.errors import CurvatureError, TapError
 from bayes_sym.taps import TapMeta, TapRecorder
 
-from . import rows
-from .blocks import Layout
-from .curvature import Diagonal, Gram, Kronecker, Piece, Rows
+from .. import rows
+from ..blocks import Layout
+from ..problem import Problem, Structure, Values
+from ..rows import Data
 from .dependence import dependent_outputs
 from .fisher import Root, fisher_roots
-from .problem import Problem, Structure, Values
-from .rows import Data
+from .pieces import Diagonal, Gram, Kronecker, Piece, Rows
 
 
 __all__ = ["CURVATURES", "measure"]

@@ -17,7 +17,7 @@ from jax.scipy.linalg import cho_solve, solve_triangular
 
 from bayes_sym.errors import PriorError
 
-from .blocks import Block, DenseBlock, DiagonalBlock, KroneckerBlock, Layout
+from ..blocks import Block, DenseBlock, DiagonalBlock, KroneckerBlock, Layout
 from .prior_parts import PriorPart
 
 
