@@ -12,7 +12,7 @@ from numpyro.distributions import biject_to, constraints
 from numpyro.primitives import _PYRO_STACK, Messenger, apply_stack
 
 
-__all__ = ["At", "Messenger", "in_plate", "is_real", "log_prob_of", "run", "send", "unconstrain"]
+__all__ = ["At", "Messenger", "in_plate", "is_positive", "is_real", "log_prob_of", "name_of", "run", "send", "unconstrain"]
 
 Trace = dict[str, dict[str, Any]]
 
@@ -23,7 +23,7 @@ def send(kind: str, name: str, value: Any, **fields: Any) -> Any:
         return value
     message = {
         "type": kind,
-        "name": name,
+        "name": f"{name}:{kind}",  # a trace holds one message per name, and a sample site may have this one
         "fn": lambda value: value,
         "args": (value,),
         "kwargs": {},
@@ -37,6 +37,11 @@ def send(kind: str, name: str, value: Any, **fields: Any) -> Any:
     return apply_stack(message)["value"]
 
 
+def name_of(message: Mapping[str, Any]) -> str:
+    """The name that a message of ours was sent with, under the scopes it stands in."""
+    return message["name"].removesuffix(f":{message['type']}")
+
+
 def in_plate(site: Mapping[str, Any], plate: str) -> bool:
     """Whether `site` stands under the plate of this name."""
     return any(frame.name == plate for frame in site["cond_indep_stack"])
@@ -47,6 +52,13 @@ def is_real(support: Any) -> bool:
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return support is constraints.real or support is constraints.real_vector or support is constraints.real_matrix
+
+
+def is_positive(support: Any) -> bool:
+    """Whether a support is the positive numbers, whose unconstrained coordinates are logarithms."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support is constraints.positive
 
 
 class At(Messenger):

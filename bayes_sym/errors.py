@@ -1,10 +1,11 @@
-"""The named errors of the library: each says what is wrong, what was got, why, and what to do about it."""
+"""The named errors of the library and its warning: each says what is wrong, what was got, why, and what to do about it."""
 
 from __future__ import annotations
 
 
 __all__ = [
     "BayesSymError",
+    "BiasedGradientWarning",
     "CheckpointError",
     "CurvatureError",
     "DataError",
@@ -65,3 +66,7 @@ class NonFiniteError(BayesSymError):
         super().__init__(message)
         self.step = step
         self.sites = sites
+
+
+class BiasedGradientWarning(UserWarning):
+    """A curvature was estimated from labels drawn at random, so that gradients of the evidence are biased."""

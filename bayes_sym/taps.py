@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ._numpyro import Messenger, send
+from ._numpyro import Messenger, name_of, send
 from .errors import TapError
 
 
@@ -60,7 +60,7 @@ class TapRecorder(Messenger):
         """Records a tap; refuses one that stands under vmap or is used twice."""
         if message["type"] != "tap":
             return
-        z, name, fields = message["args"][0], message["name"], message["infer"]
+        z, name, fields = message["args"][0], name_of(message), message["infer"]
         if type(z).__name__ == "BatchTracer":
             raise TapError(
                 f"tap {name!r} stands under vmap: it sees one example of shape {z.shape}, so the batch axis of its inputs is "

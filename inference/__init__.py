@@ -1,6 +1,8 @@
 """Inference: problems, schemes, the fitting loop, evidence, symmetrisation, predictions, comparison and export."""
 
 from .arviz import to_arviz as to_arviz
+from .audit import Audit as Audit
+from .audit import audit as audit
 from .augment import Augmentation as Augmentation
 from .augment import full_orbit as full_orbit
 from .augment import random_orbit as random_orbit
@@ -8,6 +10,9 @@ from .compare import Cell as Cell
 from .compare import compare as compare
 from .comparison import Comparison as Comparison
 from .evidence import Evidence as Evidence
+from .evidence import HeldEvidence as HeldEvidence
+from .evidence import evidence_basis as evidence_basis
+from .evidence import hold_evidence as hold_evidence
 from .evidence import log_evidence as log_evidence
 from .evidence_table import evidence_table as evidence_table
 from .expansion import OrbitExpansion as OrbitExpansion
@@ -17,7 +22,11 @@ from .fit import Fit as Fit
 from .fit import Progress as Progress
 from .fit import Status as Status
 from .fit import fit as fit
+from .importance import ImportanceEvidence as ImportanceEvidence
+from .importance import importance_evidence as importance_evidence
 from .laplace import Laplace as Laplace
+from .linearised import Linearised as Linearised
+from .linearised import linearised as linearised
 from .map import MAP as MAP
 from .nuts import NUTS as NUTS
 from .posterior import Posterior as Posterior

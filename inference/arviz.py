@@ -1,8 +1,9 @@
-"""The bridge to ArviZ: a fit as one tree of named arrays, with the same contents under ArviZ 0.23 and 1.x."""
+"""The bridge to ArviZ: a fit as one tree of named arrays, the same under ArviZ 0.23 and 1.x, and its Pareto k."""
 
 from __future__ import annotations
 
 import fnmatch
+import importlib
 import importlib.metadata
 import inspect
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ from .problem import Problem, Values
 from .rows import Data
 
 
-__all__ = ["to_arviz"]
+__all__ = ["pareto_k", "to_arviz"]
 
 _RMS = ".rms"
 _SAMPLER_NAMES = {"accept_prob": "acceptance_rate", "num_steps": "n_steps"}  # NumPyro's name: ArviZ's name
@@ -344,3 +345,14 @@ def _tree(groups: dict[str, Group], attributes: dict[str, Any]) -> Any:
     tree = xarray.DataTree.from_dict(datasets)
     tree.attrs.update(attributes)
     return tree
+
+
+def pareto_k(log_weights: np.ndarray) -> float:
+    """The shape k of the generalised Pareto tail of importance weights (Vehtari et al. 2024), by the ArviZ that is installed."""
+    try:
+        array_stats = importlib.import_module("arviz_stats.base").array_stats  # comes with ArviZ 1.x
+    except ModuleNotFoundError:
+        from arviz import psislw  # ArviZ 0.23
+
+        return float(psislw(log_weights)[1])
+    return float(array_stats.psislw(-log_weights)[1])  # it takes negative log weights, as LOO has them

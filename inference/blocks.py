@@ -6,13 +6,15 @@ import abc
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from .curvature.prior_parts import PriorPart, gaussian_part
 
-__all__ = ["Block", "DenseBlock", "DiagonalBlock", "KroneckerBlock", "Layout"]
+
+__all__ = ["Block", "DenseBlock", "DiagonalBlock", "KroneckerBlock", "Layout", "WhitenedBlock"]
 
 Values = dict[str, jax.Array]
 
@@ -69,6 +71,10 @@ class Block(abc.ABC):
     def center(self) -> Values:
         """The mean by site."""
 
+    @abc.abstractmethod
+    def half(self, rows: jax.Array) -> jax.Array:
+        """`rows` (..., size) times a square root of the covariance: H (..., size) with H H' = rows covariance rows'."""
+
 
 def _standard_normal(whitened: jax.Array, log_det_scale: jax.Array) -> jax.Array:
     return -0.5 * jnp.sum(whitened**2) - 0.5 * whitened.size * math.log(2 * math.pi) - log_det_scale
@@ -103,6 +109,10 @@ class DenseBlock(Block):
         """The mean by site."""
         return self.layout.unflatten(self.mean)
 
+    def half(self, rows: jax.Array) -> jax.Array:
+        """rows root."""
+        return rows @ self.root
+
 
 @partial(jax.tree_util.register_dataclass, data_fields=["mean", "scale"], meta_fields=["layout"])
 @dataclass(frozen=True)
@@ -131,6 +141,10 @@ class DiagonalBlock(Block):
     def center(self) -> Values:
         """The mean by site."""
         return self.layout.unflatten(self.mean)
+
+    def half(self, rows: jax.Array) -> jax.Array:
+        """rows * scale."""
+        return rows * jnp.broadcast_to(self.scale, rows.shape)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["mean", "left", "right", "scale"], meta_fields=["layout", "transposed"])
@@ -171,3 +185,58 @@ class KroneckerBlock(Block):
     def center(self) -> Values:
         """The mean by site."""
         return self.layout.unflatten((self.mean.T if self.transposed else self.mean).reshape(-1))
+
+    def half(self, rows: jax.Array) -> jax.Array:
+        """By rotating every row into the basis, where coordinates are independent."""
+        inputs, outputs = self.mean.shape
+        shape = (outputs, inputs) if self.transposed else (inputs, outputs)
+        matrices = rows.reshape(*rows.shape[:-1], *shape)
+        matrices = jnp.swapaxes(matrices, -1, -2) if self.transposed else matrices
+        rotated = jnp.einsum("ia,...io,ob->...ab", self.left, matrices, self.right)
+        return (rotated * jnp.broadcast_to(self.scale, rotated.shape)).reshape(rows.shape)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["mean", "whitened", "prior"], meta_fields=[])
+@dataclass(frozen=True)
+class WhitenedBlock(Block):
+    """mean + L y, with L the root of a correlated prior's covariance and y a block of its own.
+
+    Attributes:
+        mean: (size,).
+        whitened: the distribution of y, with mean zero.
+        prior: the distribution that L belongs to.
+    """
+
+    mean: jax.Array
+    whitened: KroneckerBlock
+    prior: Any
+
+    @property
+    def layout(self) -> Layout:  # type: ignore[override]
+        """The one site."""
+        return self.whitened.layout
+
+    @property
+    def _part(self) -> PriorPart:
+        part = gaussian_part(self.prior, self.layout.shapes[0])
+        assert part is not None
+        return part
+
+    def sample(self, key: jax.Array, n: int) -> Values:
+        """mean + L y."""
+        y = self.layout.flatten(self.whitened.sample(key, n))
+        return self.layout.unflatten(self.mean[None] + self._part.root(y))
+
+    def log_prob(self, z: Values) -> jax.Array:
+        """That of y, less log |L|."""
+        part = self._part
+        y = part.whiten(self.layout.flatten(z)) - part.whiten(self.mean)
+        return self.whitened.log_prob(self.layout.unflatten(y)) - part.log_det_root
+
+    def center(self) -> Values:
+        """The mean by site."""
+        return self.layout.unflatten(self.mean)
+
+    def half(self, rows: jax.Array) -> jax.Array:
+        """L' first, then as y does."""
+        return self.whitened.half(self._part.root_transposed(rows))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,16 +14,17 @@ from bayes_sym import _numpyro
 from bayes_sym.errors import CurvatureError, OptionError
 
 from . import rows
-from .blocks import Layout
 from .curvature.dependence import dependent_outputs
-from .curvature.measure import CURVATURES, measure
-from .curvature.pieces import Kronecker, Piece
-from .curvature.prior_parts import PriorPart, dense_part, gaussian_part
+from .curvature.measure import BOUNDS, CURVATURES, measure, measure_basis, untapped
+from .curvature.pieces import Piece
+from .curvature.site_priors import prior_parts
+from .curvature.tapped import Basis
+from .curvature.view import EXACT, Probes
 from .problem import Problem, Values
 from .rows import Data
 
 
-__all__ = ["Evidence", "evaluate", "log_evidence", "prior_parts"]
+__all__ = ["Evidence", "HeldEvidence", "evaluate", "evidence_basis", "evidence_kind", "hold_evidence", "log_evidence"]
 
 
 @partial(
@@ -44,9 +44,13 @@ class Evidence:
         scatter: (theta - mean)' D (theta - mean), with D the prior precision. For a prior that is not Gaussian, minus
             twice its log-density relative to the peak of the Gaussian with the same curvature.
         log_det_ratio: log|G + D| - log|D|, with G the curvature of the negative log likelihood.
-        newton_decrement: g' (G + D)^-1 g, with g the gradient of the log joint: 0 at a mode.
-        kind: ``"laplace-"`` and the curvature, e.g. ``"laplace-full"``.
-        untapped: sites without a tap that a Kronecker curvature treated by a dense block or a diagonal.
+        newton_decrement: g' (G + D)^-1 g, with g the gradient of the log joint: 0 at a mode. For ``"ntk"`` an upper bound,
+            g' D^-1 g.
+        kind: the curvature and what it is to the full one: ``"laplace-full"``, ``"laplace-block-bound"``,
+            ``"laplace-ekfac-bound"``, ``"laplace-diag-bound"``, ``"ntk-bound"`` (lower bounds of the evidence under full
+            curvature), ``"laplace-kfac"``, ``"laplace-kfac_reduce"`` (no bounds), ``"laplace-hessian"``. Estimates from random
+            probes end in ``"-probes"`` and are no bounds.
+        untapped: sites without a tap that a structured curvature treated by a dense block or a diagonal.
     """
 
     value: jax.Array
@@ -58,13 +62,27 @@ class Evidence:
     untapped: tuple[str, ...] = ()
 
 
+def evidence_kind(curvature: str, probes: int | None = None) -> str:
+    """What kind of evidence a curvature gives."""
+    name = "ntk" if curvature == "ntk" else f"laplace-{curvature}"
+    if probes is not None and curvature != "hessian":
+        return f"{name}-probes"
+    return f"{name}-bound" if curvature in BOUNDS else name
+
+
 def log_evidence(
     problem: Problem,
     params: Values,
     *data: Any,
     curvature: str = "full",
+    probes: int | str = "exact",
+    key: jax.Array | None = None,
     optimise: Sequence[str] = (),
     correction: str | None = None,
+    basis: Basis | None = None,
+    block_size: int = 128,
+    num_rows: int | None = None,
+    chunk: int | None = None,
 ) -> Evidence:
     """The Laplace evidence at given constrained values of the sites.
 
@@ -74,28 +92,82 @@ def log_evidence(
     Integrals are taken in unconstrained coordinates. The function is pure: jit it, differentiate it in `params` and
     `data`, vmap it over strengths. It evaluates at the point it is given, whether or not that is a mode.
 
+    Full curvature is exact where the model is linear and Gaussian. In log-determinant full <= block <= ekfac,
+    block <= diag and full <= ntk, with all columns visited, so these give lower bounds of the full one's evidence. KFAC,
+    though closer at times, is no bound (`docs/evidence.md` has values and costs).
+
     Args:
         problem: the model.
         params: constrained values of all latent sites.
         data: the arguments of the model; they may include strengths or magnitudes to differentiate in.
-        curvature: ``"full"``, ``"block"`` (per site), ``"diag"``, ``"kfac"`` or ``"kfac_reduce"``. Full curvature is exact
-            where the model is linear and Gaussian. In log-determinant full <= block <= diag, so block and diag give lower
-            bounds of the full one's evidence; KFAC is no bound.
+        curvature: ``"full"``; ``"block"`` (per site); ``"ekfac"``, ``"kfac"``, ``"kfac_reduce"`` (per tapped weight; expand or
+            reduce of Eschenhagen et al. 2023); ``"diag"``; ``"ntk"`` (blocks of data rows, Immer et al. 2023); or ``"hessian"``
+            (minus the Hessian of the log likelihood instead of G).
+        probes: ``"exact"``, or a number of random probes instead of all columns of the Fisher root: the cost then does not
+            grow with the number of classes. Their signs are Rademacher; the curvature and its gradients are unbiased, the
+            log-determinant is so only for ``"ntk"``, where cells of (block of rows, column) are drawn.
+        key: for a number of probes.
         optimise: patterns of sites that are held at their values instead of integrated over; their priors do not count.
         correction: ``"newton"`` adds half the Newton decrement, which makes the evidence of linear-Gaussian models
             independent of the point.
+        basis: for ``"ekfac"``, a basis from `evidence_basis` that is kept over many evaluations; the bound holds in any.
+        block_size: for ``"ntk"``, rows per block. Larger blocks are tighter; neighbouring rows share blocks.
+        num_rows: N, where the data are a batch of N rows in all.
+        chunk: the most rows that are treated at a time; None for what a fixed amount of memory holds.
 
     Returns:
         The evidence.
 
     Raises:
-        CurvatureError: unknown or too large a curvature, a likelihood without a Fisher root, or (outside jit) a prior
-            whose Hessian is indefinite.
+        CurvatureError: unknown or too large a curvature, a likelihood without a Fisher root, or (outside jit) a Hessian
+            that is indefinite.
         PriorError: a prior that this curvature cannot price.
         OptionError: sites that are missing from `params`, or an option out of its range.
     """
-    _check_options(curvature, correction)
     data = rows.as_arrays(data)
+    free, fixed = _split(problem, params, data, optimise)
+    _check_options(curvature, correction, block_size, chunk)
+    factor = _factor(num_rows, data)
+    evidence = _at(problem, free, fixed, data, curvature, correction, _probes(probes, key), basis, block_size, chunk, factor)
+    if not isinstance(evidence.value, jax.core.Tracer) and not bool(jnp.isfinite(evidence.value)):
+        raise CurvatureError(_not_finite(evidence))
+    return evidence
+
+
+def _not_finite(evidence: Evidence) -> str:
+    start = f"the {evidence.kind} evidence is {evidence.value} (log likelihood {evidence.log_likelihood}): "
+    if evidence.kind == "laplace-hessian":
+        return (
+            start + "the Hessian of the log joint is indefinite here, so this is no mode. Train further, or use curvature='full'"
+        )
+    return start + "the Hessian of a prior is indefinite at this point. Name scale hyperparameters in optimise=(...)"
+
+
+def evidence_basis(
+    problem: Problem,
+    params: Values,
+    *data: Any,
+    optimise: Sequence[str] = (),
+    probes: int | str = "exact",
+    key: jax.Array | None = None,
+    chunk: int | None = None,
+) -> Basis:
+    """The eigenvectors of the Kronecker factors at `params`, for ``log_evidence(curvature="ekfac", basis=...)``.
+
+    Measuring it costs an eigen-decomposition per factor; a basis that is a few steps old serves as well.
+    """
+    data = rows.as_arrays(data)
+    free, fixed = _split(problem, params, data, optimise)
+    return _basis_at(problem, free, fixed, data, _probes(probes, key), chunk)
+
+
+@partial(jax.jit, static_argnames=("problem", "chunk"))
+def _basis_at(problem: Problem, free: Values, fixed: Values, data: Data, probes: Probes, chunk: int | None) -> Basis:
+    return measure_basis(problem, unconstrained(problem, free, fixed, data), fixed, data, probes=probes, chunk=chunk)
+
+
+def _split(problem: Problem, params: Values, data: Data, optimise: Sequence[str]) -> tuple[Values, Values]:
+    """The sites to integrate over and those to hold."""
     structure = problem.structure(*data)
     missing = [name for name in structure.latent if name not in params]
     if missing:
@@ -105,29 +177,66 @@ def log_evidence(
     free = {name: jnp.asarray(params[name], jnp.result_type(float)) for name in structure.latent if name not in held}
     if not free:
         raise OptionError(f"optimise={tuple(optimise)} holds every site: there is nothing left to integrate over")
-    evidence = _at(problem, free, fixed, data, curvature, correction)
-    if not isinstance(evidence.value, jax.core.Tracer) and not bool(jnp.isfinite(evidence.value)):
-        raise CurvatureError(
-            f"the {evidence.kind} evidence is not finite (log likelihood {evidence.log_likelihood}, log-determinant ratio "
-            f"{evidence.log_det_ratio}): the Hessian of a prior is indefinite at this point. Name scale hyperparameters in optimise=(...)"
-        )
-    return evidence
+    return free, fixed
 
 
-@partial(jax.jit, static_argnames=("problem", "curvature", "correction"))
-def _at(problem: Problem, free: Values, fixed: Values, data: Data, curvature: str, correction: str | None) -> Evidence:
-    example = problem.take(data, slice(0, 1))
-    sites, _ = problem.trace(example, constrained={**free, **fixed})
-    z = {name: _numpyro.unconstrain(sites[name], free[name]) for name in problem.structure(*data).latent if name in free}
-    pieces = measure(problem, z, fixed, data, curvature)
-    return evaluate(problem, z, fixed, data, pieces, curvature, correction=correction)
+def _probes(probes: int | str, key: jax.Array | None) -> Probes:
+    if probes == "exact":
+        return EXACT
+    if not isinstance(probes, int) or probes < 1:
+        raise OptionError(f"probes must be 'exact' or a number of at least 1, got {probes!r}")
+    if key is None:
+        raise OptionError(f"probes={probes} draws random signs: pass key=jax.random.key(...), or probes='exact'")
+    return Probes(probes, key)
 
 
-def _check_options(curvature: str, correction: str | None) -> None:
+def _check_options(curvature: str, correction: str | None, block_size: int, chunk: int | None) -> None:
     if curvature not in CURVATURES:
         raise CurvatureError(f"unknown curvature {curvature!r}: choose one of {', '.join(CURVATURES)}")
     if correction not in (None, "newton"):
         raise OptionError(f"correction must be None or 'newton', got {correction!r}")
+    if correction == "newton" and curvature == "ntk":
+        raise OptionError("correction='newton' needs a curvature of the weights, and 'ntk' has none: use 'full' or 'ekfac'")
+    if block_size < 1 or (chunk is not None and chunk < 1):
+        raise OptionError(f"block_size and chunk must be at least 1, got {block_size} and {chunk}")
+
+
+def _factor(num_rows: int | None, data: Data) -> float | None:
+    here = rows.num_rows(data)
+    if num_rows is not None and num_rows < here:
+        raise OptionError(
+            f"num_rows={num_rows} is the size of the whole data, but {here} rows were given: leave it out for all rows"
+        )
+    return None if num_rows is None else num_rows / here
+
+
+@partial(jax.jit, static_argnames=("problem", "curvature", "correction", "block_size", "chunk", "factor"))
+def _at(
+    problem: Problem,
+    free: Values,
+    fixed: Values,
+    data: Data,
+    curvature: str,
+    correction: str | None,
+    probes: Probes,
+    basis: Basis | None,
+    block_size: int,
+    chunk: int | None,
+    factor: float | None,
+) -> Evidence:
+    z = unconstrained(problem, free, fixed, data)
+    pieces = measure(
+        problem, z, fixed, data, curvature, probes=probes, basis=basis, block_size=block_size, chunk=chunk, factor=factor
+    )
+    kind = evidence_kind(curvature, probes.count)
+    names = untapped(problem, z, data, curvature)
+    return evaluate(problem, z, fixed, data, pieces, kind, names, correction=correction, factor=factor)
+
+
+def unconstrained(problem: Problem, free: Values, fixed: Values, data: Data) -> Values:
+    """The coordinates in which integrals are taken."""
+    sites, _ = problem.trace(problem.take(data, slice(0, 1)), constrained={**free, **fixed})
+    return {name: _numpyro.unconstrain(sites[name], free[name]) for name in problem.structure(*data).latent if name in free}
 
 
 def evaluate(
@@ -136,22 +245,42 @@ def evaluate(
     fixed: Values,
     data: Data,
     pieces: tuple[Piece, ...],
-    curvature: str,
+    kind: str,
+    untapped: tuple[str, ...] = (),
     *,
     correction: str | None = None,
+    factor: float | None = None,
 ) -> Evidence:
-    """The evidence at unconstrained `z`, with a curvature that was measured before.
+    """The evidence at unconstrained `z`, with a curvature that was measured before."""
+    likelihood, gradient = jax.value_and_grad(partial(_log_likelihood, problem, fixed=fixed, data=data, factor=factor))(z)
+    return price(problem, z, fixed, data, pieces, likelihood, gradient, kind, untapped, correction)
 
-    Separate from `measure`, because a curvature that does not depend on the hyperparameters can serve many of their
-    steps.
-    """
+
+def _log_likelihood(problem: Problem, z: Values, *, fixed: Values, data: Data, factor: float | None) -> jax.Array:
+    return problem.log_density(z, data, constrained=fixed, factor=factor).likelihood
+
+
+def price(
+    problem: Problem,
+    z: Values,
+    fixed: Values,
+    data: Data,
+    pieces: tuple[Piece, ...],
+    log_likelihood: jax.Array,
+    gradient: Values,
+    kind: str,
+    untapped: tuple[str, ...],
+    correction: str | None,
+) -> Evidence:
+    """The evidence from everything that the data say: only the priors are evaluated here, on one row."""
     parts = prior_parts(problem, z, fixed, data, tuple(piece.layout for piece in pieces))
-    sites, _ = problem.trace(data, unconstrained=z, constrained=fixed)
-    log_likelihood = jnp.zeros(())
-    for site in sites.values():
-        if site["type"] == "sample" and site["is_observed"] and _numpyro.in_plate(site, problem.data_plate):
-            log_likelihood = log_likelihood + _numpyro.log_prob_of(site)
-    gradient = jax.grad(lambda z: _log_joint(problem, z, fixed, data))(z)
+    example = problem.take(data, slice(0, 1))
+
+    def log_prior(z: Values) -> jax.Array:
+        density = problem.log_density(z, example, constrained=fixed)
+        return density.prior + density.log_det
+
+    gradient = jax.tree.map(jnp.add, gradient, jax.grad(log_prior)(z))
     scatter = sum((scatter for _, scatter in parts), jnp.zeros(()))
     log_det_ratio, decrement = jnp.zeros(()), jnp.zeros(())
     for piece, (part, _) in zip(pieces, parts, strict=True):
@@ -160,90 +289,111 @@ def evaluate(
     value = log_likelihood - scatter / 2 - log_det_ratio / 2
     if correction == "newton":
         value = value + decrement / 2
-    tapped = {name for piece in pieces if isinstance(piece, Kronecker) for name in piece.layout.names}
-    biases = {meta.bias for meta in problem.structure(*data).taps.values()}
-    untapped: tuple[str, ...] = ()
-    if curvature.startswith("kfac"):
-        untapped = tuple(name for name in z if name not in tapped and name not in biases)
-    return Evidence(value, log_likelihood, scatter, log_det_ratio, decrement, f"laplace-{curvature}", untapped)
+    return Evidence(value, log_likelihood, scatter, log_det_ratio, decrement, kind, untapped)
 
 
-def _log_joint(problem: Problem, z: Values, fixed: Values, data: Data) -> jax.Array:
-    density = problem.log_density(z, data, constrained=fixed)
-    return density.likelihood + density.prior + density.log_det
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["z", "data", "pieces", "likelihood", "gradient"],
+    meta_fields=["problem", "kind", "untapped"],
+)
+@dataclass(frozen=True)
+class HeldEvidence:
+    """The evidence as a function of prior strengths alone, everything that the data say worked out before.
+
+    Call it with constrained values of the held sites; it is pure and differentiable in them, and costs no pass over the
+    data. Made by `hold_evidence`.
+    """
+
+    problem: Problem
+    z: Values
+    data: Data
+    pieces: tuple[Piece, ...]
+    likelihood: jax.Array
+    gradient: Values
+    kind: str
+    untapped: tuple[str, ...]
+
+    def __call__(self, fixed: Mapping[str, jax.Array]) -> Evidence:
+        """The evidence at these values of the held sites."""
+        here = {name: jnp.asarray(value) for name, value in fixed.items()}
+        return price(
+            self.problem, self.z, here, self.data, self.pieces, self.likelihood, self.gradient, self.kind, self.untapped, None
+        )
 
 
-def prior_parts(
-    problem: Problem, z: Values, fixed: Values, data: Data, layouts: tuple[Layout, ...]
-) -> tuple[tuple[PriorPart, jax.Array], ...]:
-    """For every group of sites the prior as curvature sees it, and its scatter."""
+def hold_evidence(
+    problem: Problem,
+    params: Values,
+    *data: Any,
+    optimise: Sequence[str],
+    curvature: str = "ekfac",
+    probes: int | str = "exact",
+    key: jax.Array | None = None,
+    basis: Basis | None = None,
+    block_size: int = 128,
+    chunk: int | None = None,
+) -> HeldEvidence:
+    """Measures the curvature once, to choose the sites named by `optimise` by many cheap evaluations of the evidence.
+
+    Arguments are those of `log_evidence`.
+
+    Raises:
+        OptionError: the likelihood or its curvature depends on a site in `optimise` (a noise scale, say): holding the
+            curvature would give wrong gradients, and `log_evidence` gives the right ones.
+    """
+    data = rows.as_arrays(data)
+    free, fixed = _split(problem, params, data, optimise)
+    _check_options(curvature, None, block_size, chunk)
+    settings = (curvature, _probes(probes, key), basis, block_size, chunk)
+    z, pieces, likelihood, gradient = _settled(problem, free, fixed, data, *settings)
+    kind = evidence_kind(curvature, settings[1].count)
     example = problem.take(data, slice(0, 1))
-
-    def trace(z: Values) -> tuple[dict[str, Any], Any]:
-        return problem.trace(example, unconstrained=z, constrained=fixed)
-
-    def log_prior(z: Values) -> jax.Array:
-        """Of the sites in `z`, in unconstrained coordinates."""
-        sites, at = trace(z)
-        return sum((_numpyro.log_prob_of(sites[name]) for name in z), sum(at.log_det.values(), jnp.zeros(())))
-
-    sites, _ = trace(z)
-    hierarchical = _depend_on_others(trace, z) if any(len(layout.names) > 1 for layout in layouts) else set()
-    found = []
-    for layout in layouts:
-        of_sites = [
-            gaussian_part(sites[name]["fn"], shape) if _numpyro.is_real(sites[name]["fn"].support) else None
-            for name, shape in zip(layout.names, layout.shapes, strict=True)
-        ]
-        vector = layout.flatten(z)
-        if all(part is not None for part in of_sites) and not hierarchical & set(layout.names):
-            part = _side_by_side([part for part in of_sites if part is not None])
-            found.append((part, (part.whiten(vector) ** 2).sum()))
-            continue
-
-        def of_group(vector: jax.Array, layout: Layout = layout) -> jax.Array:
-            return log_prior({**z, **layout.unflatten(vector)})
-
-        part = dense_part(-jax.hessian(of_group)(vector))
-        others = {name: value for name, value in z.items() if name not in layout.names}
-        own = of_group(vector) - (_log_prior_of(trace, z, tuple(others)) if others else 0.0)
-        found.append((part, -2 * (own + part.size / 2 * math.log(2 * math.pi) + part.log_det_root)))
-    return tuple(found)
+    return HeldEvidence(problem, z, example, pieces, likelihood, gradient, kind, untapped(problem, z, data, curvature))
 
 
-def _log_prior_of(trace: Any, z: Values, names: tuple[str, ...]) -> jax.Array:
-    sites, at = trace(z)
-    return sum((_numpyro.log_prob_of(sites[name]) + at.log_det.get(name, 0.0) for name in names), jnp.zeros(()))
+def _data_side(
+    problem: Problem,
+    free: Values,
+    fixed: Values,
+    data: Data,
+    curvature: str,
+    probes: Probes,
+    basis: Basis | None,
+    block_size: int,
+    chunk: int | None,
+) -> tuple[Values, tuple[Piece, ...], jax.Array, Values]:
+    """Coordinates, curvature, log likelihood and its gradient: what needs a pass over the data."""
+    z = unconstrained(problem, free, fixed, data)
+    likelihood, gradient = jax.value_and_grad(partial(_log_likelihood, problem, fixed=fixed, data=data, factor=None))(z)
+    pieces = measure(problem, z, fixed, data, curvature, probes=probes, basis=basis, block_size=block_size, chunk=chunk)
+    return z, pieces, likelihood, gradient
 
 
-def _depend_on_others(trace: Any, z: Values) -> set[str]:
-    """The sites whose prior depends on other sites that are integrated over."""
+@partial(jax.jit, static_argnames=("problem", "curvature", "block_size", "chunk"))
+def _settled(
+    problem: Problem,
+    free: Values,
+    fixed: Values,
+    data: Data,
+    curvature: str,
+    probes: Probes,
+    basis: Basis | None,
+    block_size: int,
+    chunk: int | None,
+) -> tuple[Values, tuple[Piece, ...], jax.Array, Values]:
+    settings = (curvature, probes, basis, block_size, chunk)
+    moving = dependent_outputs(lambda fixed: _data_side(problem, free, fixed, data, *settings), fixed)
+    if any(jax.tree.leaves(moving)):
+        raise OptionError(
+            f"the likelihood, its curvature or the coordinates depend on the sites in optimise={tuple(fixed)}, so they cannot be held "
+            "while these move: use log_evidence, or leave out the sites that the likelihood depends on (noise scales)"
+        )
+    z, pieces, *rest = _data_side(problem, free, fixed, data, *settings)
+    return z, settled(problem, z, fixed, data, pieces), *rest
 
-    def parameters(z: Values) -> dict[str, list[jax.Array]]:
-        return {name: [jnp.asarray(leaf) for leaf in jax.tree.leaves(trace(z)[0][name]["fn"])] for name in z}
 
-    return {name for name, flags in dependent_outputs(parameters, z).items() if any(flags)}
-
-
-def _side_by_side(parts: list[PriorPart]) -> PriorPart:
-    """The part of independent vectors, concatenated."""
-    if len(parts) == 1:
-        return parts[0]
-    ends = [sum(part.size for part in parts[: i + 1]) for i in range(len(parts) - 1)]
-
-    def along(name: str, v: jax.Array) -> jax.Array:
-        pieces = jnp.split(v, ends, axis=-1)
-        return jnp.concatenate([getattr(part, name)(piece) for part, piece in zip(parts, pieces, strict=True)], axis=-1)
-
-    variances = None
-    if all(part.variances is not None for part in parts):
-        variances = jnp.concatenate([part.variances for part in parts if part.variances is not None])
-    return PriorPart(
-        size=sum(part.size for part in parts),
-        mean=jnp.concatenate([part.mean for part in parts]),
-        root=partial(along, "root"),
-        root_transposed=partial(along, "root_transposed"),
-        whiten=partial(along, "whiten"),
-        log_det_root=sum((part.log_det_root for part in parts), jnp.zeros(())),
-        variances=variances,
-    )
+def settled(problem: Problem, z: Values, fixed: Values, data: Data, pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
+    """The pieces with all worked out that does not depend on prior strengths."""
+    parts = prior_parts(problem, z, fixed, data, tuple(piece.layout for piece in pieces))
+    return tuple(piece.settled(part) for piece, (part, _) in zip(pieces, parts, strict=True))

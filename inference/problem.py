@@ -228,7 +228,7 @@ class _Discover(TapRecorder):
                 "optimise=(...) where it should be a point"
             )
         elif kind == "module":
-            self.modules[name] = message["args"][0] if message["value"] is None else message["value"]
+            self.modules[_numpyro.name_of(message)] = message["args"][0] if message["value"] is None else message["value"]
         elif kind == "sample" and (name in self.latent or name in self.observed):
             raise ModelError(
                 f"site name {name!r} occurs twice: every sample site needs a name of its own, e.g. random_module('net1', ...) and "
@@ -319,6 +319,7 @@ def _structure(problem: Problem, treedef: Any, leaves: tuple[jax.ShapeDtypeStruc
         )
     if not found.latent:
         raise ModelError("the model has no latent sites: there is nothing to infer")
+    _check_rows(problem, treedef, leaves)
     tapped = {site for meta in found.meta.values() for site in (meta.weight, meta.bias) if site is not None}
     unknown = sorted(tapped - set(found.latent))
     if unknown:
@@ -326,6 +327,39 @@ def _structure(problem: Problem, treedef: Any, leaves: tuple[jax.ShapeDtypeStruc
     modules = tuple(name + "." for name in found.modules)
     weights = tuple(name for name in found.latent if name in tapped or name.startswith(modules))
     return Structure(dict(found.latent), dict(found.observed), weights, dict(found.modules), dict(found.meta))
+
+
+def _check_rows(problem: Problem, treedef: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]) -> None:
+    """Refuses a model that does not follow the number of its rows: inference runs it on batches and on single rows."""
+    data = jax.tree.unflatten(treedef, leaves)
+    count = rows.num_rows(data)
+    if count == 1:
+        return
+    mask = rows.row_mask(data, problem.row_args)
+    cut = [jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype) if m else leaf for leaf, m in zip(leaves, mask, strict=True)]
+
+    def shapes(*leaves: jax.Array) -> dict[str, jax.Array]:
+        sites, _ = problem.trace(jax.tree.unflatten(treedef, leaves))
+        observed = {name: site for name, site in sites.items() if site["type"] == "sample" and site["is_observed"]}
+        return {
+            name: site["fn"].log_prob(site["value"])
+            for name, site in observed.items()
+            if _numpyro.in_plate(site, problem.data_plate)
+        }
+
+    try:
+        found = {name: leaf.shape[:1] for name, leaf in jax.eval_shape(shapes, *cut).items()}
+    except Exception as error:
+        raise ModelError(
+            f"the model runs on all {count} rows but fails on one of them ({type(error).__name__}: {str(error)[:200]}): it closes over "
+            "data or mixes rows. Take arrays with rows as arguments, open the data plate with x.shape[0], and treat rows independently"
+        ) from error
+    wrong = {name: shape for name, shape in found.items() if shape != (1,)}
+    if wrong:
+        raise ModelError(
+            f"given one row, the model still observes {wrong} (leading axes by site): it closes over data. Take every array with rows as "
+            "an argument, and open the data plate with x.shape[0]"
+        )
 
 
 @partial(jax.jit, static_argnames=("problem", "weights"))

@@ -117,7 +117,7 @@ def test_attributes(trees, fits):
         assert tree.attrs["scheme"] == type(SCHEMES[name][0]).__name__
         assert tree.attrs["jax_version"] == jax.__version__
         assert {"bayes_sym_version", "numpyro_version", "seconds"} <= set(tree.attrs)
-    assert trees["laplace"].attrs["evidence_kind"] == "laplace-kfac"
+    assert trees["laplace"].attrs["evidence_kind"] == "laplace-ekfac-bound"
     assert trees["laplace"].attrs["log_evidence"] == float(fits["laplace"].posterior.log_evidence)
     assert trees["laplace"].attrs["point_sites"] == "noise.sigma"
     assert trees["variational"].attrs["evidence_kind"] == "elbo"

@@ -386,11 +386,8 @@ def _in_scan(w, x):
     return jax.lax.scan(lambda h, _: (_once(w, h), None), x, None, length=2)[0]
 
 
-FEATURES = jnp.asarray(X)
-
-
 def _of_constants(w, x):
-    return _once(w, FEATURES)
+    return _once(w, jnp.ones((x.shape[0], 4)))
 
 
 def test_a_tap_may_see_inputs_that_are_constants():
@@ -455,6 +452,8 @@ WIDE = np.zeros((12, 4, 6, 1), np.float32)
         (_tapped(_in_scan), MAP(), (X, Y), {}, TapError, "inside lax.scan"),
         (_tapped(lambda w, x: _once(w, _once(w, x))), MAP(), (X, Y), {}, TapError, "tap 'z' occurs twice"),
         (_tapped(functools.partial(_once, weight="v")), MAP(), (X, Y), {}, TapError, r"taps name the sites \['v'\]"),
+        (lambda x: _linear(x, Y), MAP(), (X,), {}, ModelError, "it closes over data"),
+        (lambda x: _linear(X, Y) if x.size else None, MAP(), (X,), {}, ModelError, "given one row, the model still observes"),
         (_linear, MAP(), (X, Y), {"batch_size": 13}, OptionError, "batch_size=13, but the data have 12 rows"),
         (_linear, MAP(), (X, Y), {"batch_size": 0}, OptionError, "batch_size=0"),
         (_linear, NUTS(), (X, Y), {"batch_size": 4}, OptionError, "NUTS needs all rows at every step, got batch_size=4"),
@@ -467,7 +466,12 @@ WIDE = np.zeros((12, 4, 6, 1), np.float32)
         (_linear, Laplace(optimise="w"), (X, Y), {}, OptionError, "optimise must be a tuple of names"),
         (_linear, Laplace(optimise=("w",)), (X, Y), {}, OptionError, "names every site"),
         (_linear, Laplace(curvature="exact"), (X, Y), {}, CurvatureError, "unknown curvature 'exact'"),
-        (soft, Laplace(), (X, Y), {}, PriorError, "prices one scalar variance per site"),
+        (_linear, Laplace(curvature="ntk"), (X, Y), {}, CurvatureError, "gives no posterior over the weights"),
+        (_linear, Laplace(update="newton"), (X, Y), {}, OptionError, "update must be 'gradient' or 'mackay'"),
+        (_linear, Laplace(probes=0), (X, Y), {}, OptionError, "probes must be 'exact' or a number"),
+        (_linear, Laplace(subset="last"), (X, Y), {}, OptionError, "the model has no taps"),
+        (_linear, Laplace(subset="w"), (X, Y), {}, OptionError, "subset must be a tuple of names or 'last'"),
+        (soft, Laplace(curvature="kfac"), (X, Y), {}, PriorError, "prices one scalar variance per site"),
         (conv, MAP(), (np.zeros((12, 4, 4, 3), np.float32), CLASSES), {}, ShapeError, r"takes images .*got .*4, 4, 3"),
         (conv, Variational(augment=full_orbit(ACTION)), (WIDE, CLASSES), {}, ShapeError, "C4 acts on arrays of shape"),
         (conv, Variational(symmetrise=expand(ACTION)), (WIDE, CLASSES), {}, GroupActionError, r"inputs of shape \(4, 4\), but"),

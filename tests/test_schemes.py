@@ -40,7 +40,7 @@ PROBLEM = Problem(net)
 # name: (how to build the scheme, the kind of its evidence)
 TABLE = {
     "map": (lambda: MAP(), None),
-    "laplace": (lambda: Laplace(), "laplace-kfac"),
+    "laplace": (lambda: Laplace(), "laplace-ekfac-bound"),
     "laplace-full": (lambda: Laplace(curvature="full", optimise=("scale",)), "laplace-full"),
     "variational": (lambda: Variational(), "elbo"),
     "nuts": (lambda: NUTS(num_warmup=30, max_tree_depth=4), None),

@@ -10,7 +10,7 @@ import jax
 import numpyro
 import numpyro.distributions as dist
 
-from .._numpyro import Messenger, send
+from .._numpyro import Messenger, name_of, send
 from ..errors import PriorError
 from ..priors.independent import IndependentScales
 from .layer import Layer, Site
@@ -86,5 +86,5 @@ class ReplaceModules(Messenger):
 
     def process_message(self, message: dict) -> None:
         """Replaces a module's specification."""
-        if message["type"] == "module" and message["name"] in self.specs:
-            message["value"] = self.specs[message["name"]]
+        if message["type"] == "module" and name_of(message) in self.specs:
+            message["value"] = self.specs[name_of(message)]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, singledispatch
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,25 @@ from numpyro.distributions.distribution import ExpandedDistribution, Independent
 from bayes_sym.priors import SoftEquivariantNormal
 
 
-__all__ = ["PriorPart", "dense_part", "gaussian_part"]
+__all__ = ["Component", "PriorPart", "dense_part", "gaussian_part"]
 
 Shape = tuple[int, ...]
 Map = Callable[[jax.Array], jax.Array]
+
+
+class Component(NamedTuple):
+    """One term of a root of the covariance, L' v = sum_c sqrt(variance_c) part_c(v), which prior strengths only rescale.
+
+    The terms are orthogonal to each other: L' L = sum_c variance_c part_c part_c'. A curvature that is measured through
+    the parts serves every value of the variances.
+
+    Attributes:
+        variance: a scalar.
+        part: a linear map on the last axis; None for the identity.
+    """
+
+    variance: jax.Array
+    part: Map | None
 
 
 @dataclass(frozen=True)
@@ -35,6 +50,8 @@ class PriorPart:
         log_det_root: log |L|.
         variance: the scalar variance where the covariance is a multiple of the identity, else None.
         variances: the variances where it is diagonal (a scalar counts), else None.
+        components: L' as a sum of terms; None for L' as a whole.
+        fn: the distribution, of a part that is one site's.
     """
 
     size: int
@@ -45,6 +62,22 @@ class PriorPart:
     log_det_root: jax.Array
     variance: jax.Array | None = None
     variances: jax.Array | None = None
+    components: tuple[Component, ...] | None = None
+    fn: Any = None
+
+    def scatter(self, vector: jax.Array) -> jax.Array:
+        """(v - mean)' D (v - mean), with D the precision."""
+        if self.variance is not None:  # the sum does not depend on the strength, so it is hoisted out of loops over it
+            return ((vector - self.mean) ** 2).sum() / self.variance
+        return (self.whiten(vector) ** 2).sum()
+
+    def terms(self) -> tuple[Component, ...]:
+        """The components of L', or L' itself as the only one."""
+        if self.components is not None:
+            return self.components
+        if self.variance is not None:
+            return (Component(self.variance, None),)
+        return (Component(jnp.ones((), self.mean.dtype), self.root_transposed),)
 
 
 @singledispatch
@@ -92,7 +125,12 @@ def _soft(fn: SoftEquivariantNormal, shape: Shape) -> PriorPart:
 
     log_det = (rank * jnp.log(fn.invariant) + (size - rank) * jnp.log(fn.transversal)) / 2
     mean = jnp.zeros(size, jnp.result_type(fn.invariant, float))
-    return PriorPart(size, mean, partial(along, fn.root), partial(along, fn.root), partial(along, inverse.root), log_det)
+    components = (
+        Component(jnp.asarray(fn.invariant), partial(along, fn.project)),
+        Component(jnp.asarray(fn.transversal), lambda v: v - along(fn.project, v)),
+    )
+    root = partial(along, fn.root)
+    return PriorPart(size, mean, root, root, partial(along, inverse.root), log_det, components=components)
 
 
 @gaussian_part.register
