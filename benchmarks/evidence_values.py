@@ -1,6 +1,6 @@
 """The table of docs/evidence.md: every estimate of the evidence of two small nets on digits, what it is, and what it costs.
 
-    python benchmarks/evidence_values.py      prints Markdown; about two minutes on a laptop
+python benchmarks/evidence_values.py      prints Markdown; about two minutes on a laptop
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ from bayes_sym.inference import MAP, Problem, fit, log_evidence
 
 NETS = {
     "MLP 64-12-10": layers.Sequential((layers.Flatten(), layers.Dense(64, 12), layers.Activation("tanh"), layers.Dense(12, 10))),
-    "conv 3x3x6, pool, 10": layers.Sequential(
-        (layers.Conv(1, 6), layers.Activation("tanh"), layers.Pool(), layers.Dense(6, 10))
-    ),
+    "conv 3x3x6, pool, 10": layers.Sequential((layers.Conv(1, 6), layers.Activation("tanh"), layers.Pool(), layers.Dense(6, 10))),
 }
 ROWS: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("full", {}, "the reference"),

@@ -389,8 +389,8 @@ def _settled(
             f"the likelihood, its curvature or the coordinates depend on the sites in optimise={tuple(fixed)}, so they cannot be held "
             "while these move: use log_evidence, or leave out the sites that the likelihood depends on (noise scales)"
         )
-    z, pieces, *rest = _data_side(problem, free, fixed, data, *settings)
-    return z, settled(problem, z, fixed, data, pieces), *rest
+    z, pieces, likelihood, gradient = _data_side(problem, free, fixed, data, *settings)
+    return z, settled(problem, z, fixed, data, pieces), likelihood, gradient
 
 
 def settled(problem: Problem, z: Values, fixed: Values, data: Data, pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:

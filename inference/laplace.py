@@ -252,8 +252,11 @@ def _strengths(problem: Problem, hyper: Values, data: Data, evidence: Callable[[
     sites, _ = problem.trace(problem.take(data, slice(0, 1)))
     found = []
     for name in hyper:
-        of_data = dependent_outputs(lambda value, name=name: evidence({**hyper, name: value}).log_likelihood, hyper[name])
-        if not of_data and _numpyro.is_positive(sites[name]["fn"].support):
+
+        def log_likelihood(value: jax.Array, name: str = name) -> jax.Array:
+            return evidence({**hyper, name: value}).log_likelihood
+
+        if not dependent_outputs(log_likelihood, hyper[name]) and _numpyro.is_positive(sites[name]["fn"].support):
             found.append(name)
     return found
 

@@ -231,7 +231,8 @@ def _count_positions(view: View, uses: Uses) -> dict[str, int]:
 
 def eigenbasis(view: View, uses: Uses, probes: Probes, limit: int | None = None) -> Basis:
     """The eigenvectors of the Kronecker factors, held constant under differentiation."""
-    still = view._replace(**jax.lax.stop_gradient({"z": view.z, "fixed": view.fixed, "data": view.data}))
+    z, fixed, data = jax.lax.stop_gradient((view.z, view.fixed, view.data))
+    still = view._replace(z=z, fixed=fixed, data=data)
     pieces = factors(still, uses, probes, reduce=False, limit=limit)
     found = {}
     for name in uses.weights:
@@ -328,8 +329,11 @@ def spectra(
     pieces: dict[str, Piece] = {}
     for name, use in uses.weights.items():
         layout = Layout.of(view.z, (name,))
-        is_whole = name in whole_sites
-        pieces[name] = Gram(layout, sums[name]) if is_whole else Spectrum(layout, sums[name], *rotations[name], use.transposed)
+        if name in whole_sites:
+            pieces[name] = Gram(layout, sums[name])
+        else:
+            left, right = rotations[name]
+            pieces[name] = Spectrum(layout, sums[name], left, right, use.transposed)
     for name in uses.biases:
         layout = Layout.of(view.z, (name,))
         pieces[name] = Gram(layout, sums[name]) if basis is not None else Spectrum(layout, sums[name], None, None, False)
