@@ -10,9 +10,7 @@ from .compare import Cell as Cell
 from .compare import compare as compare
 from .comparison import Comparison as Comparison
 from .evidence import Evidence as Evidence
-from .evidence import HeldEvidence as HeldEvidence
 from .evidence import evidence_basis as evidence_basis
-from .evidence import hold_evidence as hold_evidence
 from .evidence import log_evidence as log_evidence
 from .evidence_table import evidence_table as evidence_table
 from .expansion import OrbitExpansion as OrbitExpansion
@@ -22,10 +20,12 @@ from .fit import Fit as Fit
 from .fit import Progress as Progress
 from .fit import Status as Status
 from .fit import fit as fit
+from .functional import Linearised as Linearised
+from .held import HeldEvidence as HeldEvidence
+from .held import hold_evidence as hold_evidence
 from .importance import ImportanceEvidence as ImportanceEvidence
 from .importance import importance_evidence as importance_evidence
 from .laplace import Laplace as Laplace
-from .linearised import Linearised as Linearised
 from .linearised import linearised as linearised
 from .map import MAP as MAP
 from .nuts import NUTS as NUTS

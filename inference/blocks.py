@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .curvature.prior_parts import PriorPart, gaussian_part
+from .prior_parts import PriorPart, gaussian_part
 
 
 __all__ = ["Block", "DenseBlock", "DiagonalBlock", "KroneckerBlock", "Layout", "WhitenedBlock"]

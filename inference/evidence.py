@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +14,6 @@ from bayes_sym import _numpyro
 from bayes_sym.errors import CurvatureError, OptionError
 
 from . import rows
-from .curvature.dependence import dependent_outputs
 from .curvature.measure import BOUNDS, CURVATURES, measure, measure_basis, untapped
 from .curvature.pieces import Piece
 from .curvature.site_priors import prior_parts
@@ -24,7 +23,20 @@ from .problem import Problem, Values
 from .rows import Data
 
 
-__all__ = ["Evidence", "HeldEvidence", "evaluate", "evidence_basis", "evidence_kind", "hold_evidence", "log_evidence"]
+__all__ = [
+    "Evidence",
+    "as_probes",
+    "check_options",
+    "evaluate",
+    "evidence_basis",
+    "evidence_kind",
+    "log_evidence",
+    "log_likelihood_at",
+    "price",
+    "settled",
+    "split_sites",
+    "unconstrained",
+]
 
 
 @partial(
@@ -125,10 +137,10 @@ def log_evidence(
         OptionError: sites that are missing from `params`, or an option out of its range.
     """
     data = rows.as_arrays(data)
-    free, fixed = _split(problem, params, data, optimise)
-    _check_options(curvature, correction, block_size, chunk)
+    free, fixed = split_sites(problem, params, data, optimise)
+    check_options(curvature, correction, block_size, chunk)
     factor = _factor(num_rows, data)
-    evidence = _at(problem, free, fixed, data, curvature, correction, _probes(probes, key), basis, block_size, chunk, factor)
+    evidence = _at(problem, free, fixed, data, curvature, correction, as_probes(probes, key), basis, block_size, chunk, factor)
     if not isinstance(evidence.value, jax.core.Tracer) and not bool(jnp.isfinite(evidence.value)):
         raise CurvatureError(_not_finite(evidence))
     return evidence
@@ -157,8 +169,8 @@ def evidence_basis(
     Measuring it costs an eigen-decomposition per factor; a basis that is a few steps old serves as well.
     """
     data = rows.as_arrays(data)
-    free, fixed = _split(problem, params, data, optimise)
-    return _basis_at(problem, free, fixed, data, _probes(probes, key), chunk)
+    free, fixed = split_sites(problem, params, data, optimise)
+    return _basis_at(problem, free, fixed, data, as_probes(probes, key), chunk)
 
 
 @partial(jax.jit, static_argnames=("problem", "chunk"))
@@ -166,7 +178,7 @@ def _basis_at(problem: Problem, free: Values, fixed: Values, data: Data, probes:
     return measure_basis(problem, unconstrained(problem, free, fixed, data), fixed, data, probes=probes, chunk=chunk)
 
 
-def _split(problem: Problem, params: Values, data: Data, optimise: Sequence[str]) -> tuple[Values, Values]:
+def split_sites(problem: Problem, params: Values, data: Data, optimise: Sequence[str]) -> tuple[Values, Values]:
     """The sites to integrate over and those to hold."""
     structure = problem.structure(*data)
     missing = [name for name in structure.latent if name not in params]
@@ -180,7 +192,8 @@ def _split(problem: Problem, params: Values, data: Data, optimise: Sequence[str]
     return free, fixed
 
 
-def _probes(probes: int | str, key: jax.Array | None) -> Probes:
+def as_probes(probes: int | str, key: jax.Array | None) -> Probes:
+    """The option `probes` as the measurements take it."""
     if probes == "exact":
         return EXACT
     if not isinstance(probes, int) or probes < 1:
@@ -190,7 +203,8 @@ def _probes(probes: int | str, key: jax.Array | None) -> Probes:
     return Probes(probes, key)
 
 
-def _check_options(curvature: str, correction: str | None, block_size: int, chunk: int | None) -> None:
+def check_options(curvature: str, correction: str | None, block_size: int, chunk: int | None) -> None:
+    """Refuses options out of their range."""
     if curvature not in CURVATURES:
         raise CurvatureError(f"unknown curvature {curvature!r}: choose one of {', '.join(CURVATURES)}")
     if correction not in (None, "newton"):
@@ -252,11 +266,12 @@ def evaluate(
     factor: float | None = None,
 ) -> Evidence:
     """The evidence at unconstrained `z`, with a curvature that was measured before."""
-    likelihood, gradient = jax.value_and_grad(partial(_log_likelihood, problem, fixed=fixed, data=data, factor=factor))(z)
+    likelihood, gradient = jax.value_and_grad(partial(log_likelihood_at, problem, fixed=fixed, data=data, factor=factor))(z)
     return price(problem, z, fixed, data, pieces, likelihood, gradient, kind, untapped, correction)
 
 
-def _log_likelihood(problem: Problem, z: Values, *, fixed: Values, data: Data, factor: float | None) -> jax.Array:
+def log_likelihood_at(problem: Problem, z: Values, *, fixed: Values, data: Data, factor: float | None) -> jax.Array:
+    """log p(data | z), scaled to all N rows."""
     return problem.log_density(z, data, constrained=fixed, factor=factor).likelihood
 
 
@@ -290,107 +305,6 @@ def price(
     if correction == "newton":
         value = value + decrement / 2
     return Evidence(value, log_likelihood, scatter, log_det_ratio, decrement, kind, untapped)
-
-
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["z", "data", "pieces", "likelihood", "gradient"],
-    meta_fields=["problem", "kind", "untapped"],
-)
-@dataclass(frozen=True)
-class HeldEvidence:
-    """The evidence as a function of prior strengths alone, everything that the data say worked out before.
-
-    Call it with constrained values of the held sites; it is pure and differentiable in them, and costs no pass over the
-    data. Made by `hold_evidence`.
-    """
-
-    problem: Problem
-    z: Values
-    data: Data
-    pieces: tuple[Piece, ...]
-    likelihood: jax.Array
-    gradient: Values
-    kind: str
-    untapped: tuple[str, ...]
-
-    def __call__(self, fixed: Mapping[str, jax.Array]) -> Evidence:
-        """The evidence at these values of the held sites."""
-        here = {name: jnp.asarray(value) for name, value in fixed.items()}
-        return price(
-            self.problem, self.z, here, self.data, self.pieces, self.likelihood, self.gradient, self.kind, self.untapped, None
-        )
-
-
-def hold_evidence(
-    problem: Problem,
-    params: Values,
-    *data: Any,
-    optimise: Sequence[str],
-    curvature: str = "ekfac",
-    probes: int | str = "exact",
-    key: jax.Array | None = None,
-    basis: Basis | None = None,
-    block_size: int = 128,
-    chunk: int | None = None,
-) -> HeldEvidence:
-    """Measures the curvature once, to choose the sites named by `optimise` by many cheap evaluations of the evidence.
-
-    Arguments are those of `log_evidence`.
-
-    Raises:
-        OptionError: the likelihood or its curvature depends on a site in `optimise` (a noise scale, say): holding the
-            curvature would give wrong gradients, and `log_evidence` gives the right ones.
-    """
-    data = rows.as_arrays(data)
-    free, fixed = _split(problem, params, data, optimise)
-    _check_options(curvature, None, block_size, chunk)
-    settings = (curvature, _probes(probes, key), basis, block_size, chunk)
-    z, pieces, likelihood, gradient = _settled(problem, free, fixed, data, *settings)
-    kind = evidence_kind(curvature, settings[1].count)
-    example = problem.take(data, slice(0, 1))
-    return HeldEvidence(problem, z, example, pieces, likelihood, gradient, kind, untapped(problem, z, data, curvature))
-
-
-def _data_side(
-    problem: Problem,
-    free: Values,
-    fixed: Values,
-    data: Data,
-    curvature: str,
-    probes: Probes,
-    basis: Basis | None,
-    block_size: int,
-    chunk: int | None,
-) -> tuple[Values, tuple[Piece, ...], jax.Array, Values]:
-    """Coordinates, curvature, log likelihood and its gradient: what needs a pass over the data."""
-    z = unconstrained(problem, free, fixed, data)
-    likelihood, gradient = jax.value_and_grad(partial(_log_likelihood, problem, fixed=fixed, data=data, factor=None))(z)
-    pieces = measure(problem, z, fixed, data, curvature, probes=probes, basis=basis, block_size=block_size, chunk=chunk)
-    return z, pieces, likelihood, gradient
-
-
-@partial(jax.jit, static_argnames=("problem", "curvature", "block_size", "chunk"))
-def _settled(
-    problem: Problem,
-    free: Values,
-    fixed: Values,
-    data: Data,
-    curvature: str,
-    probes: Probes,
-    basis: Basis | None,
-    block_size: int,
-    chunk: int | None,
-) -> tuple[Values, tuple[Piece, ...], jax.Array, Values]:
-    settings = (curvature, probes, basis, block_size, chunk)
-    moving = dependent_outputs(lambda fixed: _data_side(problem, free, fixed, data, *settings), fixed)
-    if any(jax.tree.leaves(moving)):
-        raise OptionError(
-            f"the likelihood, its curvature or the coordinates depend on the sites in optimise={tuple(fixed)}, so they cannot be held "
-            "while these move: use log_evidence, or leave out the sites that the likelihood depends on (noise scales)"
-        )
-    z, pieces, likelihood, gradient = _data_side(problem, free, fixed, data, *settings)
-    return z, settled(problem, z, fixed, data, pieces), likelihood, gradient
 
 
 def settled(problem: Problem, z: Values, fixed: Values, data: Data, pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:

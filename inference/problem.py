@@ -21,7 +21,7 @@ from bayes_sym.layers.module import ReplaceModules
 from bayes_sym.taps import TapMeta, TapRecorder
 
 from . import rows
-from .curvature.prior_parts import gaussian_part
+from .prior_parts import gaussian_part
 from .rows import Data
 
 

@@ -17,8 +17,9 @@ from bayes_sym.inference import Audit, Problem, audit, log_evidence
 from bayes_sym.inference.blocks import Layout
 from bayes_sym.inference.curvature.kronecker import Kronecker
 from bayes_sym.inference.curvature.measure import measure
-from bayes_sym.inference.curvature.prior_parts import gaussian_part
+from bayes_sym.inference.curvature.product import curvature_product
 from bayes_sym.inference.curvature.view import View
+from bayes_sym.inference.prior_parts import gaussian_part
 from bayes_sym.priors import SoftEquivariantNormal
 
 
@@ -260,7 +261,7 @@ def test_the_product_over_chunks_of_rows_equals_the_dense_one():
     @jax.jit
     def both():
         (piece,) = measure(problem, z, {}, data, "full")
-        product = module._curvature(View(problem, z, {}, data), 1, 3)  # 7 rows do not fill chunks of 3
+        product = curvature_product(View(problem, z, {}, data), 1, 3)  # 7 rows do not fill chunks of 3
         return piece.matrix, jnp.stack([product(v) for v in vectors]), jax.vmap(product)(vectors)
 
     matrix, one_by_one, together = both()
@@ -283,7 +284,7 @@ def test_products_of_many_probes_with_many_rows_in_float32():
     cotangents = p[None] * (tangents - (p[None] * tangents).sum(axis=2, keepdims=True))
     with jax.enable_x64(False):
         data = (jnp.asarray(x, float), jnp.arange(600) % 8)
-        product = module._curvature(View(Problem(softmax), {"w": jnp.asarray(w, float)}, {}, data), 10, None)
+        product = curvature_product(View(Problem(softmax), {"w": jnp.asarray(w, float)}, {}, data), 10, None)
         found = jax.jit(jax.vmap(product))(jnp.asarray(vectors.reshape(10, 24), float))
     assert np.allclose(found, np.einsum("ni,snc->sic", x, cotangents).reshape(10, 24), rtol=1e-4, atol=1e-3)
 

@@ -15,7 +15,7 @@ from bayes_sym.inference import Problem, evidence_basis, hold_evidence, log_evid
 from bayes_sym.inference.blocks import Layout
 from bayes_sym.inference.curvature import measure
 from bayes_sym.inference.curvature.kronecker import Kronecker
-from bayes_sym.inference.curvature.prior_parts import gaussian_part
+from bayes_sym.inference.prior_parts import gaussian_part
 from bayes_sym.priors import SoftEquivariantNormal
 
 

@@ -19,7 +19,7 @@ from bayes_sym.inference import Problem, log_evidence
 from bayes_sym.inference.blocks import Layout
 from bayes_sym.inference.curvature.fisher import fisher_roots
 from bayes_sym.inference.curvature.gram import Gram, Rows
-from bayes_sym.inference.curvature.prior_parts import gaussian_part
+from bayes_sym.inference.prior_parts import gaussian_part
 from bayes_sym.priors import SoftEquivariantNormal
 
 

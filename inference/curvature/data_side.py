@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from .. import rows
 from ..blocks import Layout
+from ..prior_parts import PriorPart
 from .gram import DataSide
-from .prior_parts import PriorPart
 from .rowwise import moving_roots, row_count, rows_of
 from .spectrum import as_vector
 from .tapped import Uses, gradients_of, together

@@ -12,9 +12,9 @@ from jax.scipy.linalg import cho_solve, solve_triangular
 from bayes_sym.errors import CurvatureError
 
 from ..blocks import Block, DenseBlock, Layout
+from ..prior_parts import PriorPart
 from .eigen import eigh
 from .pieces import Piece
-from .prior_parts import PriorPart
 from .spectrum import Spectrum
 
 

@@ -12,9 +12,9 @@ import numpy as np
 from bayes_sym.errors import PriorError
 
 from ..blocks import Block, Layout
+from ..prior_parts import PriorPart
 from .eigen import eigh, eigvalsh
 from .pieces import Piece
-from .prior_parts import PriorPart
 from .spectrum import Spectrum, as_matrix
 
 

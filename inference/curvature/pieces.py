@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from bayes_sym.errors import PriorError
 
 from ..blocks import Block, DiagonalBlock, Layout
-from .prior_parts import PriorPart
+from ..prior_parts import PriorPart
 
 
 __all__ = ["Diagonal", "Piece"]

@@ -17,9 +17,9 @@ from bayes_sym.errors import CurvatureError
 
 from .. import rows
 from ..blocks import Layout
+from ..prior_parts import PriorPart
 from .gram import Gram, Rows
 from .pieces import Diagonal, Piece
-from .prior_parts import PriorPart
 from .spectrum import Spectrum
 from .view import Probes, View, moving, num_columns, over_chunks, roots_of, visit
 

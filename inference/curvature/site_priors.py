@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from bayes_sym import _numpyro
 
 from ..blocks import Layout
+from ..prior_parts import Component, PriorPart, dense_part, gaussian_part
 from ..problem import Problem, Values
 from ..rows import Data
 from .dependence import dependent_outputs
-from .prior_parts import Component, PriorPart, dense_part, gaussian_part
 
 
 __all__ = ["prior_parts"]

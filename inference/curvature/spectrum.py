@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from ..blocks import Block, DiagonalBlock, KroneckerBlock, Layout, WhitenedBlock
+from ..prior_parts import PriorPart
 from .pieces import Piece
-from .prior_parts import PriorPart
 
 
 __all__ = ["Spectrum", "as_matrix", "as_vector", "rotate"]

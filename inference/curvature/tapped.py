@@ -19,12 +19,12 @@ from bayes_sym.taps import TapMeta, TapRecorder
 
 from .. import rows
 from ..blocks import Layout
+from ..prior_parts import Component, PriorPart
 from .eigen import eigh
 from .fisher import Root
 from .gram import Gram
 from .kronecker import Kronecker
 from .pieces import Piece
-from .prior_parts import Component, PriorPart
 from .rowwise import check_dense
 from .spectrum import Spectrum, as_matrix, as_vector, rotate
 from .view import Probes, View, moving, over_chunks, roots_of, summed, visit

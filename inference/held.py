@@ -1,0 +1,137 @@
+"""Evidence with the curvature held: everything that the data say is worked out once, and prior strengths move freely."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bayes_sym.errors import OptionError
+
+from . import rows
+from .curvature.dependence import dependent_outputs
+from .curvature.measure import measure, untapped
+from .curvature.pieces import Piece
+from .curvature.tapped import Basis
+from .curvature.view import Probes
+from .evidence import (
+    Evidence,
+    as_probes,
+    check_options,
+    evidence_kind,
+    log_likelihood_at,
+    price,
+    settled,
+    split_sites,
+    unconstrained,
+)
+from .problem import Problem, Values
+from .rows import Data
+
+
+__all__ = ["HeldEvidence", "hold_evidence"]
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["z", "data", "pieces", "likelihood", "gradient"],
+    meta_fields=["problem", "kind", "untapped"],
+)
+@dataclass(frozen=True)
+class HeldEvidence:
+    """The evidence as a function of prior strengths alone, everything that the data say worked out before.
+
+    Call it with constrained values of the held sites; it is pure and differentiable in them, and costs no pass over the
+    data. Made by `hold_evidence`.
+    """
+
+    problem: Problem
+    z: Values
+    data: Data
+    pieces: tuple[Piece, ...]
+    likelihood: jax.Array
+    gradient: Values
+    kind: str
+    untapped: tuple[str, ...]
+
+    def __call__(self, fixed: Mapping[str, jax.Array]) -> Evidence:
+        """The evidence at these values of the held sites."""
+        here = {name: jnp.asarray(value) for name, value in fixed.items()}
+        return price(
+            self.problem, self.z, here, self.data, self.pieces, self.likelihood, self.gradient, self.kind, self.untapped, None
+        )
+
+
+def hold_evidence(
+    problem: Problem,
+    params: Values,
+    *data: Any,
+    optimise: Sequence[str],
+    curvature: str = "ekfac",
+    probes: int | str = "exact",
+    key: jax.Array | None = None,
+    basis: Basis | None = None,
+    block_size: int = 128,
+    chunk: int | None = None,
+) -> HeldEvidence:
+    """Measures the curvature once, to choose the sites named by `optimise` by many cheap evaluations of the evidence.
+
+    Arguments are those of `log_evidence`.
+
+    Raises:
+        OptionError: the likelihood or its curvature depends on a site in `optimise` (a noise scale, say): holding the
+            curvature would give wrong gradients, and `log_evidence` gives the right ones.
+    """
+    data = rows.as_arrays(data)
+    free, fixed = split_sites(problem, params, data, optimise)
+    check_options(curvature, None, block_size, chunk)
+    settings = (curvature, as_probes(probes, key), basis, block_size, chunk)
+    z, pieces, likelihood, gradient = _settled(problem, free, fixed, data, *settings)
+    kind = evidence_kind(curvature, settings[1].count)
+    example = problem.take(data, slice(0, 1))
+    return HeldEvidence(problem, z, example, pieces, likelihood, gradient, kind, untapped(problem, z, data, curvature))
+
+
+def _data_side(
+    problem: Problem,
+    free: Values,
+    fixed: Values,
+    data: Data,
+    curvature: str,
+    probes: Probes,
+    basis: Basis | None,
+    block_size: int,
+    chunk: int | None,
+) -> tuple[Values, tuple[Piece, ...], jax.Array, Values]:
+    """Coordinates, curvature, log likelihood and its gradient: what needs a pass over the data."""
+    z = unconstrained(problem, free, fixed, data)
+    likelihood, gradient = jax.value_and_grad(partial(log_likelihood_at, problem, fixed=fixed, data=data, factor=None))(z)
+    pieces = measure(problem, z, fixed, data, curvature, probes=probes, basis=basis, block_size=block_size, chunk=chunk)
+    return z, pieces, likelihood, gradient
+
+
+@partial(jax.jit, static_argnames=("problem", "curvature", "block_size", "chunk"))
+def _settled(
+    problem: Problem,
+    free: Values,
+    fixed: Values,
+    data: Data,
+    curvature: str,
+    probes: Probes,
+    basis: Basis | None,
+    block_size: int,
+    chunk: int | None,
+) -> tuple[Values, tuple[Piece, ...], jax.Array, Values]:
+    settings = (curvature, probes, basis, block_size, chunk)
+    moving = dependent_outputs(lambda fixed: _data_side(problem, free, fixed, data, *settings), fixed)
+    if any(jax.tree.leaves(moving)):
+        raise OptionError(
+            f"the likelihood, its curvature or the coordinates depend on the sites in optimise={tuple(fixed)}, so they cannot be held "
+            "while these move: use log_evidence, or leave out the sites that the likelihood depends on (noise scales)"
+        )
+    z, pieces, likelihood, gradient = _data_side(problem, free, fixed, data, *settings)
+    return z, settled(problem, z, fixed, data, pieces), likelihood, gradient
