@@ -603,6 +603,23 @@ def test_orders_of_rows_classes_and_units_do_not_matter(curvature):
     assert float(of(moved, SMALL_X, SMALL_Y)) == pytest.approx(value, rel=1e-12)
 
 
+@pytest.mark.parametrize("curvature", ["kfac_reduce", "hessian"])
+def test_gradients_of_the_other_curvatures_match_finite_differences(curvature):
+    @jax.jit
+    @jax.value_and_grad
+    def of(step):
+        params = SMALL | {"w1": SMALL["w1"] + step[0] * det((3, 4), 0.7, 0.1)}
+        x = SMALL_X + step[1] * det((8, 3), 1.1, 0.4)
+        return log_evidence(Problem(small), params, x, SMALL_Y, jnp.exp(step[2]) * 0.3, curvature=curvature).value
+
+    exact, h = of(np.zeros(3))[1], 2e-3
+    for i in range(3):
+        steps = [float(of(k * h * np.eye(3)[i])[0]) for k in (1, -1, 2, -2)]
+        found = (8 * (steps[0] - steps[1]) - (steps[2] - steps[3])) / (12 * h)
+        assert abs(exact[i]) > 1e-3
+        assert found == pytest.approx(float(exact[i]), rel=1e-6)
+
+
 def test_it_runs_under_jit_grad_vmap_and_scan():
     def of(scale):
         return log_evidence(Problem(small), SMALL, SMALL_X, SMALL_Y, scale, curvature="ekfac").value
