@@ -23,7 +23,7 @@ from .curvature.pieces import Piece
 from .curvature.product import curvature_product
 from .curvature.site_priors import prior_parts
 from .curvature.view import View
-from .evidence import log_evidence, unconstrained
+from .evidence import log_evidence, split_sites, unconstrained
 from .prior_parts import PriorPart
 from .problem import Problem, Values
 from .rows import Data
@@ -157,15 +157,7 @@ def audit(
     hessenberg = _lanczos_of_matfree()
     _check_options(curvature, num_matvecs, num_probes, against, chunk)
     data = rows.as_arrays(data)
-    structure = problem.structure(*data)
-    missing = [name for name in structure.latent if name not in params]
-    if missing:
-        raise OptionError(f"params lack values for the sites {missing}; it has {list(params)}")
-    held = problem.match(optimise, structure)
-    fixed = {name: jnp.asarray(params[name]) for name in held}
-    free = {name: jnp.asarray(params[name], jnp.result_type(float)) for name in structure.latent if name not in held}
-    if not free:
-        raise OptionError(f"optimise={tuple(optimise)} holds every site: there is nothing left to integrate over")
+    free, fixed = split_sites(problem, params, data, optimise)
     chosen = _preconditioner(problem, free, fixed, data, curvature, chunk)
     size = sum(layout.size for layout in chosen.layouts)
     steps = min(num_matvecs, size)

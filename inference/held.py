@@ -96,24 +96,6 @@ def hold_evidence(
     return HeldEvidence(problem, z, example, pieces, likelihood, gradient, kind, untapped(problem, z, data, curvature))
 
 
-def _data_side(
-    problem: Problem,
-    free: Values,
-    fixed: Values,
-    data: Data,
-    curvature: str,
-    probes: Probes,
-    basis: Basis | None,
-    block_size: int,
-    chunk: int | None,
-) -> tuple[Values, tuple[Piece, ...], jax.Array, Values]:
-    """Coordinates, curvature, log likelihood and its gradient: what needs a pass over the data."""
-    z = unconstrained(problem, free, fixed, data)
-    likelihood, gradient = jax.value_and_grad(partial(log_likelihood_at, problem, fixed=fixed, data=data, factor=None))(z)
-    pieces = measure(problem, z, fixed, data, curvature, probes=probes, basis=basis, block_size=block_size, chunk=chunk)
-    return z, pieces, likelihood, gradient
-
-
 @partial(jax.jit, static_argnames=("problem", "curvature", "block_size", "chunk"))
 def _settled(
     problem: Problem,
@@ -126,12 +108,17 @@ def _settled(
     block_size: int,
     chunk: int | None,
 ) -> tuple[Values, tuple[Piece, ...], jax.Array, Values]:
-    settings = (curvature, probes, basis, block_size, chunk)
-    moving = dependent_outputs(lambda fixed: _data_side(problem, free, fixed, data, *settings), fixed)
-    if any(jax.tree.leaves(moving)):
+    def data_side(fixed: Values) -> tuple[Values, tuple[Piece, ...], jax.Array, Values]:
+        """Coordinates, curvature, log likelihood and its gradient: what needs a pass over the data."""
+        z = unconstrained(problem, free, fixed, data)
+        likelihood, gradient = jax.value_and_grad(partial(log_likelihood_at, problem, fixed=fixed, data=data, factor=None))(z)
+        pieces = measure(problem, z, fixed, data, curvature, probes=probes, basis=basis, block_size=block_size, chunk=chunk)
+        return z, pieces, likelihood, gradient
+
+    if any(jax.tree.leaves(dependent_outputs(data_side, fixed))):
         raise OptionError(
             f"the likelihood, its curvature or the coordinates depend on the sites in optimise={tuple(fixed)}, so they cannot be held "
             "while these move: use log_evidence, or leave out the sites that the likelihood depends on (noise scales)"
         )
-    z, pieces, likelihood, gradient = _data_side(problem, free, fixed, data, *settings)
+    z, pieces, likelihood, gradient = data_side(fixed)
     return z, settled(problem, z, fixed, data, pieces), likelihood, gradient

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from bayes_sym.errors import ModelError, OptionError
 from . import rows
 from .arviz import pareto_k
 from .fit import Fit
-from .posterior import GaussianPosterior, Posterior
+from .posterior import GaussianPosterior, Posterior, fitted_problem
 from .problem import Problem, Values
 from .rows import Data
 
@@ -111,16 +111,9 @@ def importance_evidence(
             f"degrees={degrees} makes a multivariate t of a Gaussian posterior: it needs a positive number, and the posterior of Laplace() "
             f"or Variational(), got {type(posterior).__name__}"
         )
-    fitted = posterior.problem
-    if (fitted.model, fitted.data_plate) != (problem.model, problem.data_plate):
-        raise OptionError(
-            f"the posterior is of the model {fitted.model!r} with data plate {fitted.data_plate!r}, but the problem is {problem.model!r} "
-            f"with {problem.data_plate!r}: pass the problem that was fitted"
-        )
+    problem = fitted_problem(posterior, problem)
     data = rows.as_arrays(data)
     rows.check_finite(data)
-    # after an expansion the posterior's modules are the expanded ones
-    problem = replace(problem, modules=fitted.modules)
     problem.structure(*data)
     heavy = None if degrees is None else jnp.asarray(degrees, jnp.result_type(float))
     log_weights = _log_weights(problem, posterior, key, heavy, data, num_draws=num_draws, draw_batch=draw_batch)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from . import rows
 from .curvature.dependence import dependent_outputs
 from .fit import Fit
 from .functional import Linearised
-from .posterior import GaussianPosterior, Posterior
+from .posterior import GaussianPosterior, Posterior, fitted_problem
 from .problem import Problem, Values
 from .rows import Data
 
@@ -76,16 +75,9 @@ def linearised(
             f"linearised needs a Gaussian posterior, with a mean and a covariance, got {type(posterior).__name__}: fit with Laplace() or "
             "Variational(), or average predict(...) over the draws"
         )
-    fitted = posterior.problem
-    if (fitted.model, fitted.data_plate) != (problem.model, problem.data_plate):
-        raise OptionError(
-            f"the posterior is of the model {fitted.model!r} with data plate {fitted.data_plate!r}, but the problem is {problem.model!r} "
-            f"with {problem.data_plate!r}: pass the problem that was fitted"
-        )
+    problem = fitted_problem(posterior, problem)
     data = rows.as_arrays(inputs)
     rows.check_finite(data)
-    # after an expansion the posterior's modules are the expanded ones
-    problem = replace(problem, modules=fitted.modules)
     return _linearised(problem, site, posterior, data, joint=joint, data_batch=data_batch)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -16,7 +16,7 @@ from .problem import Problem, Values
 from .rows import Data
 
 
-__all__ = ["DrawsPosterior", "GaussianPosterior", "PointPosterior", "Posterior"]
+__all__ = ["DrawsPosterior", "GaussianPosterior", "PointPosterior", "Posterior", "fitted_problem"]
 
 
 class Posterior(abc.ABC):
@@ -51,6 +51,21 @@ class Posterior(abc.ABC):
         if n < 1:
             raise OptionError(f"the number of draws must be at least 1, got {n}")
         return _sample(self, key, n)
+
+
+def fitted_problem(posterior: Posterior, problem: Problem) -> Problem:
+    """The problem with the modules that the posterior is over: after an expansion these are the expanded ones.
+
+    Raises:
+        OptionError: the posterior belongs to another model.
+    """
+    fitted = posterior.problem
+    if (fitted.model, fitted.data_plate) != (problem.model, problem.data_plate):
+        raise OptionError(
+            f"the posterior is of the model {fitted.model!r} with data plate {fitted.data_plate!r}, but the problem is {problem.model!r} "
+            f"with {problem.data_plate!r}: pass the problem that was fitted"
+        )
+    return replace(problem, modules=fitted.modules)
 
 
 @partial(jax.jit, static_argnames=("n",))

@@ -36,6 +36,10 @@ class Component(NamedTuple):
     variance: jax.Array
     part: Map | None
 
+    def apply(self, v: jax.Array) -> jax.Array:
+        """The part of v."""
+        return v if self.part is None else self.part(v)
+
 
 @dataclass(frozen=True)
 class PriorPart:

@@ -94,6 +94,6 @@ def _kernels(
             whole = whole if which is None else whole[which][None]
         flat = whole.reshape(-1, whole.shape[-1])
         for term in terms:
-            part = flat if term.part is None else term.part(flat)
+            part = term.apply(flat)
             found.append(part @ part.T)
     return jnp.stack(found)

@@ -20,7 +20,7 @@ from ..blocks import Layout
 from ..prior_parts import PriorPart
 from .gram import Gram, Rows
 from .pieces import Diagonal, Piece
-from .spectrum import Spectrum
+from .spectrum import Spectrum, pair_products
 from .view import Probes, View, moving, num_columns, over_chunks, roots_of, visit
 
 
@@ -118,8 +118,7 @@ def diagonal(view: View, layout: Layout, probes: Probes, part: PriorPart, limit:
     terms = part.terms()
 
     def products(found: jax.Array) -> jax.Array:
-        parts = [found if term.part is None else term.part(found) for term in terms]
-        return jnp.stack([(parts[i] * parts[j]).sum(axis=0) for i in range(len(parts)) for j in range(i + 1)])
+        return pair_products([term.apply(found) for term in terms])
 
     return Spectrum(layout, _accumulate(view, layout, probes, products, limit)[:, :, None], None, None, False)
 

@@ -88,7 +88,7 @@ def _side_by_side(parts: list[PriorPart]) -> PriorPart:
 
     sizes = [part.size for part in parts]
     components = tuple(
-        Component(term.variance, partial(_within, sum(sizes[:i]), sum(sizes[: i + 1]), term.part))
+        Component(term.variance, partial(_within, sum(sizes[:i]), sum(sizes[: i + 1]), term))
         for i, part in enumerate(parts)
         for term in part.terms()
     )
@@ -107,7 +107,6 @@ def _side_by_side(parts: list[PriorPart]) -> PriorPart:
     )
 
 
-def _within(start: int, end: int, part: Any, v: jax.Array) -> jax.Array:
+def _within(start: int, end: int, term: Component, v: jax.Array) -> jax.Array:
     """A component of one vector as one of the concatenation, where the others are zero."""
-    own = v[..., start:end]
-    return jnp.zeros_like(v).at[..., start:end].set(own if part is None else part(own))
+    return jnp.zeros_like(v).at[..., start:end].set(term.apply(v[..., start:end]))

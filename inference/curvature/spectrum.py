@@ -13,7 +13,7 @@ from ..prior_parts import PriorPart
 from .pieces import Piece
 
 
-__all__ = ["Spectrum", "as_matrix", "as_vector", "rotate"]
+__all__ = ["Spectrum", "as_matrix", "as_vector", "pair_products", "rotate"]
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["products", "left", "right"], meta_fields=["layout", "transposed"])
@@ -72,6 +72,11 @@ class Spectrum(Piece):
             return KroneckerBlock(self.layout, as_matrix(mean, shape, self.transposed), left, right, scale, self.transposed)
         whitened = KroneckerBlock(self.layout, jnp.zeros(shape, mean.dtype), left, right, scale, self.transposed)
         return WhitenedBlock(mean, whitened, prior.fn)
+
+
+def pair_products(parts: list[jax.Array]) -> jax.Array:
+    """Products of the components' rows, summed over rows, in the order of pairs in which a `Spectrum` holds them."""
+    return jnp.stack([(parts[i] * parts[j]).sum(axis=0) for i in range(len(parts)) for j in range(i + 1)])
 
 
 def as_matrix(vector: jax.Array, shape: tuple[int, ...], transposed: bool) -> jax.Array:

@@ -19,14 +19,14 @@ from bayes_sym.taps import TapMeta, TapRecorder
 
 from .. import rows
 from ..blocks import Layout
-from ..prior_parts import Component, PriorPart
+from ..prior_parts import PriorPart
 from .eigen import eigh
 from .fisher import Root
 from .gram import Gram
 from .kronecker import Kronecker
 from .pieces import Piece
 from .rowwise import check_dense
-from .spectrum import Spectrum, as_matrix, as_vector, rotate
+from .spectrum import Spectrum, as_matrix, as_vector, pair_products, rotate
 from .view import Probes, View, moving, over_chunks, roots_of, summed, visit
 
 
@@ -312,12 +312,12 @@ def spectra(
                 else:
                     whole = as_vector(jnp.einsum("nra,nrb->nab", inner[name], g), use.transposed)
                     shape = (use.inputs, use.outputs)
-                    sums[name] = _products(
-                        [rotate(as_matrix(part, shape, use.transposed), left, right) for part in _apply(terms[name], whole)]
+                    sums[name] = pair_products(
+                        [rotate(as_matrix(term.apply(whole), shape, use.transposed), left, right) for term in terms[name]]
                     )
             for name, taps in uses.biases.items():
                 g = together(taps, gradients).sum(axis=1)
-                sums[name] = g.T @ g if basis is not None else _products([part[..., None] for part in _apply(terms[name], g)])
+                sums[name] = g.T @ g if basis is not None else pair_products([term.apply(g)[..., None] for term in terms[name]])
             return sums
 
         sums = summed(outer, back.visits)
@@ -338,15 +338,6 @@ def spectra(
         layout = Layout.of(view.z, (name,))
         pieces[name] = Gram(layout, sums[name]) if basis is not None else Spectrum(layout, sums[name], None, None, False)
     return pieces
-
-
-def _apply(terms: tuple[Component, ...], rows_: jax.Array) -> list[jax.Array]:
-    return [rows_ if term.part is None else term.part(rows_) for term in terms]
-
-
-def _products(parts: list[jax.Array]) -> jax.Array:
-    """Summed over rows, for the pairs (0,0), (1,0), (1,1), ... of components."""
-    return jnp.stack([(parts[i] * parts[j]).sum(axis=0) for i in range(len(parts)) for j in range(i + 1)])
 
 
 def check_priors(view: View, priors: Mapping[str, PriorPart], curvature: str) -> None:
