@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -110,14 +110,51 @@ class At(Messenger):
         return value
 
 
-def run(model: Callable, data: tuple, *, key: jax.Array, at: At | None = None, recorder: Messenger | None = None) -> Trace:
-    """One run of the model under `at` and `recorder` (outermost); returns the trace of its sites."""
+class _EnoughError(Exception):
+    """Ends a run of a model early."""
+
+
+class _Until(Messenger):
+    """Ends the run once all sites of these names have been seen."""
+
+    def __init__(self, fn: Callable, names: Collection[str]) -> None:
+        self.missing = set(names)
+        super().__init__(fn)
+
+    def postprocess_message(self, message: dict[str, Any]) -> None:
+        """Innermost, so that every other handler has seen the message."""
+        if message["type"] == "sample":
+            self.missing.discard(message["name"])
+            if not self.missing:
+                raise _EnoughError
+
+
+def run(
+    model: Callable,
+    data: tuple,
+    *,
+    key: jax.Array,
+    at: At | None = None,
+    recorder: Messenger | None = None,
+    until: Collection[str] = (),
+) -> Trace:
+    """One run of the model under `at` and `recorder` (outermost); returns the trace of its sites.
+
+    With names in `until`, the run ends as soon as these sites have been seen: what a net computes from its weights is
+    not even traced.
+    """
+    if until:
+        model = _Until(model, until)
     model = numpyro.handlers.seed(model, key)
     if at is not None:
         at.fn, model = model, at
     if recorder is not None:
         recorder.fn, model = model, recorder
-    return numpyro.handlers.trace(model).get_trace(*data)
+    tracer = numpyro.handlers.trace(model)
+    try:
+        return tracer.get_trace(*data)
+    except _EnoughError:
+        return tracer.trace
 
 
 def log_prob_of(site: Mapping[str, Any]) -> jax.Array:

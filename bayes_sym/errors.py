@@ -70,3 +70,7 @@ class NonFiniteError(BayesSymError):
 
 class BiasedGradientWarning(UserWarning):
     """A curvature was estimated from labels drawn at random, so that gradients of the evidence are biased."""
+
+
+class CollapseWarning(UserWarning):
+    """A fit that moved its prior strengths by evidence has ended with predictions that do not depend on the inputs."""

@@ -14,7 +14,7 @@ from .errors import TapError
 __all__ = ["TapMeta", "TapRecorder", "tap"]
 
 
-def tap(name: str, z: jax.Array, *, inputs: jax.Array, weight: str, bias: str | None = None) -> jax.Array:
+def tap(name: str, z: jax.Array, *, inputs: jax.Array, weight: str, bias: str | None = None, grouped: bool = False) -> jax.Array:
     """Marks `z` as the output of a linear map of `inputs` with the sampled weight `weight`.
 
     Outside inference this is the identity. Call it with the whole batch, never under `vmap` or inside `lax.scan`:
@@ -28,20 +28,24 @@ def tap(name: str, z: jax.Array, *, inputs: jax.Array, weight: str, bias: str | 
         weight: the name of the weight's sample site. Its entries are those of an (in, out) matrix, or of (out, in), in
             C order after reshaping.
         bias: the name of the bias' sample site, or None.
+        grouped: whether the last axis but one of `z` and `inputs` counts linear maps side by side, each with a matrix of its
+            own: `z` (batch, shared..., groups, out), `inputs` (batch, shared..., groups, in), and the weight's entries those
+            of a (groups, in, out) or (groups, out, in) array. The bias is shared by the groups.
 
     Returns:
         `z`, perturbed only while curvature is being computed.
     """
-    return send("tap", name, z, inputs=inputs, weight=weight, bias=bias, written_as=name)
+    return send("tap", name, z, inputs=inputs, weight=weight, bias=bias, grouped=grouped, written_as=name)
 
 
 class TapMeta(NamedTuple):
-    """What is static about one tap: the sites of its weight and bias, and the shape and dtype of its pre-activation."""
+    """What is static about one tap: its sites, the shape and dtype of its pre-activation, and the number of its groups."""
 
     weight: str
     bias: str | None
     shape: tuple[int, ...]
     dtype: Any
+    groups: int = 1
 
 
 class TapRecorder(Messenger):
@@ -73,10 +77,13 @@ class TapRecorder(Messenger):
                 f"tap {name!r} got inputs of shape {fields['inputs'].shape} for pre-activations of shape {z.shape}: all axes but "
                 "the last must agree (batch, shared...)"
             )
+        if fields["grouped"] and z.ndim < 3:
+            raise TapError(f"tap {name!r} is grouped, so its arrays are (batch, shared..., groups, features), got {z.shape}")
+        groups = z.shape[-2] if fields["grouped"] else 1
         # A scope handler renames the tap but not the site names that it holds: give them the same prefix.
         prefix = name.removesuffix(fields["written_as"])
         bias = fields["bias"]
         self.inputs[name] = fields["inputs"]
-        self.meta[name] = TapMeta(prefix + fields["weight"], bias if bias is None else prefix + bias, z.shape, z.dtype)
+        self.meta[name] = TapMeta(prefix + fields["weight"], bias if bias is None else prefix + bias, z.shape, z.dtype, groups)
         if name in self.shifts:
             message["value"] = z + self.shifts[name]

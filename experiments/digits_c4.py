@@ -57,7 +57,7 @@ def _cells(rotated: tuple[np.ndarray, np.ndarray], action: Representation, steps
 
 
 def _run(options: Options) -> Comparison:
-    split = datasets.digits(options.num_train, seed=options.seed)
+    split = datasets.digits(300 if options.num_train is None else options.num_train, seed=options.seed)
     action = representations.image(groups.cyclic(4), (8, 8))
     turns = np.random.default_rng([options.seed, 4]).integers(0, 4, len(split.train.x))
     orbit = np.asarray(action.orbit(split.train.x, (1, 2)))

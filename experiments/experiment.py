@@ -1,4 +1,4 @@
-"""What an experiment is: a name, a sentence, and a function from options to a comparison."""
+"""What an experiment is: a name, a sentence, and a function from options to results."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from bayes_sym.inference import Comparison
+
+from .findings import Findings
 
 
 __all__ = ["Experiment", "Options"]
@@ -21,16 +23,20 @@ class Options:
     Attributes:
         seed: of the data split, the fits and the draws.
         steps: steps of every fit, in place of the experiment's own numbers.
-        num_train: training images.
+        num_train: training images, in place of the experiment's own number.
         mesh: devices to shard every batch over.
         progress: whether to show bars.
+        task: one of the experiment's tasks; None leaves the choice to the experiment.
+        data_dir: the folder with the local files that the experiment reads.
     """
 
     seed: int = 0
     steps: int | None = None
-    num_train: int = 300
+    num_train: int | None = None
     mesh: Mesh | None = None
     progress: bool = True
+    task: str | None = None
+    data_dir: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -41,12 +47,16 @@ class Experiment:
         name: what to call it on the command line.
         summary: one sentence for the list.
         run: does it.
+        tasks: the tasks to choose from, if it has several.
+        reads_files: whether it can use local files from `Options.data_dir`.
     """
 
     name: str
     summary: str
-    run: Callable[[Options], Comparison]
+    run: Callable[[Options], Comparison | Findings]
+    tasks: tuple[str, ...] = ()
+    reads_files: bool = False
 
-    def folder(self, out: Path | None) -> Path:
-        """Where its results go."""
-        return Path("results") / self.name if out is None else out
+    def folder(self, out: Path | None, task: str | None = None) -> Path:
+        """Where its results go: `out`, or by default a folder for every experiment and task."""
+        return Path("results", self.name, task or "") if out is None else out

@@ -1,8 +1,8 @@
-"""The table of a comparison as text, with the columns that a reader needs first."""
+"""Tables of results as text, with the columns that a reader needs first."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -26,15 +26,18 @@ _COLUMNS = {
 }
 
 
-def as_text(rows: Sequence[dict[str, Any]], *, markdown: bool = False) -> str:
+def as_text(rows: Sequence[dict[str, Any]], columns: Mapping[str, tuple[str, str]] = _COLUMNS, *, markdown: bool = False) -> str:
     """One line per row; `markdown` makes it a Markdown table.
 
-    Accuracy is on upright test images; orbit accuracy, NLL and ECE on all their transforms; each "averaged" column is
-    the same net after test-time averaging over the group.
+    Args:
+        rows: flat dicts; what is missing or None is printed as "-".
+        columns: by key of the rows, a title and a format. Those of a comparison by default: accuracy is on upright test
+            images; orbit accuracy, NLL and ECE on all their transforms; each "averaged" column is the same net after
+            test-time averaging over the group.
     """
-    lines = [[title for title, _ in _COLUMNS.values()]]
-    lines += [["-" if row.get(key) is None else form.format(row[key]) for key, (_, form) in _COLUMNS.items()] for row in rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(_COLUMNS))]
+    lines = [[title for title, _ in columns.values()]]
+    lines += [["-" if row.get(key) is None else form.format(row[key]) for key, (_, form) in columns.items()] for row in rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
     padded = [
         [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
         for line in lines

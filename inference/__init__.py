@@ -9,6 +9,7 @@ from .augment import random_orbit as random_orbit
 from .compare import Cell as Cell
 from .compare import compare as compare
 from .comparison import Comparison as Comparison
+from .effective import effective_parameters as effective_parameters
 from .evidence import Evidence as Evidence
 from .evidence import evidence_basis as evidence_basis
 from .evidence import log_evidence as log_evidence

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import abc
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .prior_parts import PriorPart, gaussian_part
 
@@ -75,6 +77,10 @@ class Block(abc.ABC):
     def half(self, rows: jax.Array) -> jax.Array:
         """`rows` (..., size) times a square root of the covariance: H (..., size) with H H' = rows covariance rows'."""
 
+    @abc.abstractmethod
+    def left_open(self, priors: Mapping[str, PriorPart]) -> dict[str, jax.Array]:
+        """tr(D covariance) of every site with a prior of precision D here: the number of directions the data leave open."""
+
 
 def _standard_normal(whitened: jax.Array, log_det_scale: jax.Array) -> jax.Array:
     return -0.5 * jnp.sum(whitened**2) - 0.5 * whitened.size * math.log(2 * math.pi) - log_det_scale
@@ -113,6 +119,17 @@ class DenseBlock(Block):
         """rows root."""
         return rows @ self.root
 
+    def left_open(self, priors: Mapping[str, PriorPart]) -> dict[str, jax.Array]:
+        """From the rows of the root that belong to each site."""
+        ends = np.cumsum([math.prod(shape) for shape in self.layout.shapes])
+        roots = zip(self.layout.names, jnp.split(self.root, ends[:-1]), strict=True)
+        found = {}
+        for name, root in roots:
+            if name in priors:
+                columns = root.T + priors[name].mean[None]
+                found[name] = (jax.vmap(priors[name].whiten)(columns) ** 2).sum()
+        return found
+
 
 @partial(jax.tree_util.register_dataclass, data_fields=["mean", "scale"], meta_fields=["layout"])
 @dataclass(frozen=True)
@@ -146,18 +163,27 @@ class DiagonalBlock(Block):
         """rows * scale."""
         return rows * jnp.broadcast_to(self.scale, rows.shape)
 
+    def left_open(self, priors: Mapping[str, PriorPart]) -> dict[str, jax.Array]:
+        """Ratios of variances, summed."""
+        found = {}
+        for name, scale in self.layout.unflatten(self.scale).items():
+            variances = priors[name].variances if name in priors else None
+            if variances is not None:
+                found[name] = (scale.reshape(-1) ** 2 / variances).sum()
+        return found
+
 
 @partial(jax.tree_util.register_dataclass, data_fields=["mean", "left", "right", "scale"], meta_fields=["layout", "transposed"])
 @dataclass(frozen=True)
 class KroneckerBlock(Block):
-    """One weight matrix, independent in the basis left (x) right.
+    """One weight matrix, or several side by side (then all arrays have an axis of groups in front), in the basis left (x) right.
 
     Attributes:
         layout: the one site.
         mean: (inputs, outputs).
         left: orthonormal columns (inputs, inputs).
         right: orthonormal columns (outputs, outputs).
-        scale: standard deviations in that basis, (inputs, outputs).
+        scale: standard deviations in that basis, where entries are independent, (inputs, outputs).
         transposed: whether the site holds (outputs, inputs).
     """
 
@@ -171,29 +197,37 @@ class KroneckerBlock(Block):
     def sample(self, key: jax.Array, n: int) -> Values:
         """mean + left (scale * z) right', z standard normal."""
         z = self.scale[None] * jax.random.normal(key, (n, *self.mean.shape), self.mean.dtype)
-        draws = self.mean[None] + jnp.einsum("ia,nab,ob->nio", self.left, z, self.right)
-        flat = jnp.swapaxes(draws, 1, 2) if self.transposed else draws
+        draws = self.mean[None] + jnp.einsum("...ia,n...ab,...ob->n...io", self.left, z, self.right)
+        flat = jnp.swapaxes(draws, -1, -2) if self.transposed else draws
         return self.layout.unflatten(flat.reshape(n, -1))
 
     def log_prob(self, z: Values) -> jax.Array:
         """By rotating into the basis."""
-        flat = self.layout.flatten(z)
-        matrix = flat.reshape(self.mean.shape[::-1]).T if self.transposed else flat.reshape(self.mean.shape)
-        rotated = jnp.einsum("ia,io,ob->ab", self.left, matrix - self.mean, self.right)
+        centred = self._matrices(self.layout.flatten(z)) - self.mean
+        rotated = jnp.einsum("...ia,...io,...ob->...ab", self.left, centred, self.right)
         return _standard_normal(rotated / self.scale, jnp.log(self.scale).sum())
 
     def center(self) -> Values:
         """The mean by site."""
-        return self.layout.unflatten((self.mean.T if self.transposed else self.mean).reshape(-1))
+        return self.layout.unflatten((self.mean.mT if self.transposed else self.mean).reshape(-1))
 
     def half(self, rows: jax.Array) -> jax.Array:
         """By rotating every row into the basis, where coordinates are independent."""
-        inputs, outputs = self.mean.shape
-        shape = (outputs, inputs) if self.transposed else (inputs, outputs)
-        matrices = rows.reshape(*rows.shape[:-1], *shape)
-        matrices = jnp.swapaxes(matrices, -1, -2) if self.transposed else matrices
-        rotated = jnp.einsum("ia,...io,ob->...ab", self.left, matrices, self.right)
-        return (rotated * jnp.broadcast_to(self.scale, rotated.shape)).reshape(rows.shape)
+        flat = self._matrices(rows.reshape(-1, rows.shape[-1]))
+        rotated = jnp.einsum("...ia,n...io,...ob->n...ab", self.left, flat, self.right)
+        return (rotated * self.scale[None]).reshape(rows.shape)
+
+    def left_open(self, priors: Mapping[str, PriorPart]) -> dict[str, jax.Array]:
+        """The prior's variance is one number, the same in every basis."""
+        name = self.layout.names[0]
+        variance = priors[name].variance if name in priors else None
+        return {} if variance is None else {name: (self.scale**2).sum() / variance}
+
+    def _matrices(self, vectors: jax.Array) -> jax.Array:
+        """The site's matrices from its flat values (..., size)."""
+        shape = (self.mean.mT if self.transposed else self.mean).shape
+        matrices = vectors.reshape(*vectors.shape[:-1], *shape)
+        return jnp.swapaxes(matrices, -1, -2) if self.transposed else matrices
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["mean", "whitened", "prior"], meta_fields=[])
@@ -240,3 +274,7 @@ class WhitenedBlock(Block):
     def half(self, rows: jax.Array) -> jax.Array:
         """L' first, then as y does."""
         return self.whitened.half(self._part.root_transposed(rows))
+
+    def left_open(self, priors: Mapping[str, PriorPart]) -> dict[str, jax.Array]:
+        """That of y, whose prior is white."""
+        return {self.layout.names[0]: (self.whitened.scale**2).sum()}

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
-import math
-import platform
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-import numpy as np
 
 from bayes_sym.atomic import whole_file
 
 from .fit import Fit
 from .posterior import Posterior
+from .results import save_results
 from .rows import Data
 
 
@@ -24,14 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["Comparison", "versions"]
-
-
-def versions() -> dict[str, str]:
-    """The versions that a result depends on."""
-    names = ("bayes-sym", "jax", "jaxlib", "numpyro", "optax", "numpy")
-    found = {name: importlib.metadata.version(name) for name in names}
-    return {"python": platform.python_version(), **found, "device": jax.devices()[0].device_kind}
+__all__ = ["Comparison"]
 
 
 @dataclass(frozen=True)
@@ -110,22 +99,9 @@ class Comparison:
             self.plot().savefig(path, dpi=150, format="png")
         with whole_file(folder / "table.csv") as path:
             self.table().to_csv(path)
-        record = {**self.about, "versions": versions(), "rows": [_plain(row) for row in self.rows]}
-        with whole_file(folder / "results.json") as path:
-            path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        save_results(folder, self.rows, self.about)
         return folder
 
 
 def _with_posterior(fit: Fit, posterior: Posterior) -> Fit:
     return Fit(posterior.problem, fit.scheme, posterior, fit.losses, fit.state, fit.seconds, fit.status())
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """Numbers as JSON numbers; what is not finite as null."""
-
-    def value(item: Any) -> Any:
-        if isinstance(item, (np.floating, float)):
-            return float(item) if math.isfinite(item) else None
-        return int(item) if isinstance(item, np.integer) else item
-
-    return {name: value(item) for name, item in row.items()}

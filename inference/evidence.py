@@ -249,7 +249,7 @@ def _at(
 
 def unconstrained(problem: Problem, free: Values, fixed: Values, data: Data) -> Values:
     """The coordinates in which integrals are taken."""
-    sites, _ = problem.trace(problem.take(data, slice(0, 1)), constrained={**free, **fixed})
+    sites, _ = problem.latent_trace(data, constrained={**free, **fixed})
     return {name: _numpyro.unconstrain(sites[name], free[name]) for name in problem.structure(*data).latent if name in free}
 
 
@@ -282,12 +282,15 @@ def price(
     data: Data,
     pieces: tuple[Piece, ...],
     log_likelihood: jax.Array,
-    gradient: Values,
+    gradient: Values | None,
     kind: str,
     untapped: tuple[str, ...],
     correction: str | None,
 ) -> Evidence:
-    """The evidence from everything that the data say: only the priors are evaluated here, on one row."""
+    """The evidence from everything that the data say: only the priors are evaluated here, on one row.
+
+    Without the gradient of the log likelihood, the Newton decrement is left at zero.
+    """
     parts = prior_parts(problem, z, fixed, data, tuple(piece.layout for piece in pieces))
     example = problem.take(data, slice(0, 1))
 
@@ -295,12 +298,14 @@ def price(
         density = problem.log_density(z, example, constrained=fixed)
         return density.prior + density.log_det
 
-    gradient = jax.tree.map(jnp.add, gradient, jax.grad(log_prior)(z))
+    if gradient is not None:
+        gradient = jax.tree.map(jnp.add, gradient, jax.grad(log_prior)(z))
     scatter = sum((scatter for _, scatter in parts), jnp.zeros(()))
     log_det_ratio, decrement = jnp.zeros(()), jnp.zeros(())
     for piece, (part, _) in zip(pieces, parts, strict=True):
         log_det_ratio = log_det_ratio + piece.log_det_ratio(part)
-        decrement = decrement + piece.decrement(part, piece.layout.flatten(gradient))
+        if gradient is not None:
+            decrement = decrement + piece.decrement(part, piece.layout.flatten(gradient))
     value = log_likelihood - scatter / 2 - log_det_ratio / 2
     if correction == "newton":
         value = value + decrement / 2

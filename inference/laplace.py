@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.flatten_util
 import jax.numpy as jnp
 import optax
 
-from bayes_sym import _numpyro
 from bayes_sym.errors import CurvatureError, OptionError
 
 from . import rows
 from .chunks import start_state
-from .curvature.dependence import dependent_outputs
-from .curvature.measure import CURVATURES, measure, measure_basis, untapped
-from .curvature.pieces import Piece
+from .climb import climb_evidence, constrained, split_weights
+from .collapse import warn_if_collapsed
+from .curvature.measure import CURVATURES, measure, untapped
 from .curvature.site_priors import prior_parts
-from .curvature.view import EXACT, Probes
-from .evidence import Evidence, evaluate, evidence_kind, settled
+from .evidence import Evidence, evaluate, evidence_kind
 from .map import ADAM
 from .posterior import GaussianPosterior
 from .problem import Problem, Structure, Values
 from .rows import Data
 from .scheme import Info, Scheme
+from .whitening import whitened_update
 
 
 __all__ = ["Laplace"]
 
 _HYPER = optax.adam(0.1)
-_LONGEST = 2.0  # the longest step of a log strength
 
 
 class LaplaceState(NamedTuple):
@@ -62,7 +58,12 @@ class Laplace(Scheme):
         hyper_optimizer: an optax optimiser of those sites, in unconstrained coordinates.
         burn_in: steps before the first evidence update; None for a fifth of all steps.
         refresh: steps between evidence updates; None for a twentieth of all steps.
-        hyper_steps: steps on the evidence per update.
+        hyper_steps: steps on the evidence per update. A step that lowers the evidence is taken back.
+        trust: the farthest an optimised site moves in one update, in unconstrained coordinates (for strengths: in their
+            logarithm), so that a pathway is not given up before its weights have been trained.
+        whiten: whether the optimiser sees the weights in units of their prior, theta = mean + L y with L L' the prior covariance.
+            The modes are the same, but steps scale with strengths: a weight whose prior is narrow neither jitters nor
+            diverges. Learning rates are then relative to 1 (about ten times those of plain weights).
         update: ``"gradient"``, or ``"mackay"`` to move positive prior strengths by the fixed point that balances effective
             parameters and scatter (MacKay 1992), without a learning rate; sites that the likelihood depends on, and those
             that are not positive, take gradient steps.
@@ -81,6 +82,8 @@ class Laplace(Scheme):
     burn_in: int | None = None
     refresh: int | None = None
     hyper_steps: int = 20
+    trust: float = 1.0
+    whiten: bool = False
     update: str = "gradient"
     objective: str | None = None
     probes: int | str = "exact"
@@ -101,6 +104,8 @@ class Laplace(Scheme):
             raise OptionError(f"update must be 'gradient' or 'mackay', got {self.update!r}")
         if self.probes != "exact" and (not isinstance(self.probes, int) or self.probes < 1):
             raise OptionError(f"probes must be 'exact' or a number of at least 1, got {self.probes!r}")
+        if not self.trust > 0:
+            raise OptionError(f"trust is how far a site may move in one update, so it must be positive, got {self.trust}")
         if isinstance(self.optimise, str):
             raise OptionError(f"optimise must be a tuple of names, got {self.optimise!r}: write optimise=({self.optimise!r},)")
         held = problem.match(self.optimise, structure)
@@ -135,15 +140,16 @@ class Laplace(Scheme):
         state = jax.eval_shape(partial(start_state, self, problem), jax.random.key(0), data)
         jax.eval_shape(partial(_approximate, self, problem), state, data)
         if self.optimise:
-            jax.eval_shape(partial(_climb_evidence, self, problem), jax.random.key(0), state, data)
+            jax.eval_shape(partial(climb_evidence, self, problem), jax.random.key(0), state, data)
 
     def boundaries(self, num_steps: int) -> tuple[int, ...]:
-        """The steps before which the evidence moves the optimised sites."""
+        """The steps before which the evidence moves the optimised sites; the last step is one of them."""
         if not self.optimise:
             return ()
         burn_in = num_steps // 5 if self.burn_in is None else self.burn_in
         refresh = max(1, num_steps // 20) if self.refresh is None else self.refresh
-        return tuple(range(max(1, burn_in), num_steps, refresh))
+        found = range(max(1, burn_in), num_steps, refresh)
+        return tuple(sorted({*found, num_steps - 1})) if found else ()
 
     def init(self, key: jax.Array, problem: Problem, data: Data) -> LaplaceState:
         """Weights drawn from the prior, hyperparameters at their prior medians."""
@@ -163,12 +169,15 @@ class Laplace(Scheme):
             return -(density.likelihood + density.prior + density.log_det) / (factor * rows.num_rows(batch))
 
         value, gradient = jax.value_and_grad(loss)(state.z)
-        updates, optimizer = self.optimizer.update(gradient, state.optimizer, state.z)
+        if self.whiten:
+            updates, optimizer = whitened_update(problem, self.optimizer, gradient, state.optimizer, state.z, state.hyper, batch)
+        else:
+            updates, optimizer = self.optimizer.update(gradient, state.optimizer, state.z)
         return state._replace(z=optax.apply_updates(state.z, updates), optimizer=optimizer), Info(value)
 
     def cross(self, key: jax.Array, state: LaplaceState, problem: Problem, data: Data, step: int) -> LaplaceState:
         """`hyper_steps` steps of the optimised sites up the evidence."""
-        return _climb_evidence(self, problem, key, state, data)
+        return climb_evidence(self, problem, key, state, data)
 
     def posterior(self, key: jax.Array, state: LaplaceState, problem: Problem, data: Data, records: Any) -> GaussianPosterior:
         """The Gaussian at the last weights, with its evidence."""
@@ -178,6 +187,7 @@ class Laplace(Scheme):
                 f"the {evidence.kind} evidence is {evidence.value} (log likelihood {evidence.log_likelihood}): a prior has an indefinite "
                 f"Hessian at this point. Name its hyperparameters in optimise=(...); the sites are {list(problem.structure(*data).latent)}"
             )
+        warn_if_collapsed(problem, found, data)
         return found
 
     def position(self, state: LaplaceState) -> Values:
@@ -185,110 +195,11 @@ class Laplace(Scheme):
         return {**state.z, **state.hyper}
 
 
-def _parts(scheme: Laplace, problem: Problem, state: LaplaceState, data: Data) -> tuple[Values, Values]:
-    """The unconstrained sites to integrate over, and the other weights."""
-    names = scheme.integrated(problem, problem.structure(*data))
-    rest = {name: value for name, value in state.z.items() if name not in names}
-    return {name: state.z[name] for name in names}, rest
-
-
-def _constrained(problem: Problem, state: LaplaceState, held: Values, data: Data) -> Values:
-    sites, _ = problem.trace(problem.take(data, slice(0, 1)), unconstrained={**state.z, **held})
-    return {name: sites[name]["value"] for name in held}
-
-
-@partial(jax.jit, static_argnames=("scheme", "problem"))
-def _climb_evidence(scheme: Laplace, problem: Problem, key: jax.Array, state: LaplaceState, data: Data) -> LaplaceState:
-    objective = scheme.objective or scheme.curvature
-    probes = EXACT if scheme.probes == "exact" else Probes(int(scheme.probes), key)
-    z, rest = _parts(scheme, problem, state, data)
-
-    def held(hyper: Values) -> Values:
-        return _constrained(problem, state, {**rest, **hyper}, data)
-
-    basis = None
-    if objective == "ekfac":
-        basis = measure_basis(problem, z, held(state.hyper), data, probes=probes, chunk=scheme.chunk)
-
-    def measured(hyper: Values) -> tuple[Piece, ...]:
-        return measure(
-            problem,
-            z,
-            held(hyper),
-            data,
-            objective,
-            probes=probes,
-            basis=basis,
-            block_size=scheme.block_size,
-            chunk=scheme.chunk,
-        )
-
-    # A curvature that does not move with the hyperparameters (prior strengths of centred weights) is measured once.
-    moves = any(jax.tree.leaves(dependent_outputs(measured, state.hyper)))
-    once = None if moves else settled(problem, z, held(state.hyper), data, measured(state.hyper))
-    kind = evidence_kind(objective, probes.count)
-
-    def evidence(hyper: Values) -> Evidence:
-        pieces = measured(hyper) if once is None else once
-        return evaluate(problem, z, held(hyper), data, pieces, kind)
-
-    strengths = _strengths(problem, state.hyper, data, evidence) if scheme.update == "mackay" else []
-
-    def step(carry: tuple[Values, Any], _: None) -> tuple[tuple[Values, Any], None]:
-        hyper, optimizer = carry
-        gradient = jax.grad(lambda hyper: -evidence(hyper).value)(hyper)
-        updates, optimizer = scheme.hyper_optimizer.update(gradient, optimizer, hyper)
-        moved = optax.apply_updates(hyper, updates)
-        if strengths:
-            moved = {**moved, **_fixed_point(evidence, hyper, strengths)}
-        return (moved, optimizer), None
-
-    (hyper, optimizer), _ = jax.lax.scan(step, (state.hyper, state.hyper_optimizer), None, length=scheme.hyper_steps)
-    return state._replace(hyper=hyper, hyper_optimizer=optimizer)
-
-
-def _strengths(problem: Problem, hyper: Values, data: Data, evidence: Callable[[Values], Evidence]) -> list[str]:
-    """The positive sites that only priors depend on."""
-    sites, _ = problem.trace(problem.take(data, slice(0, 1)))
-    found = []
-    for name in hyper:
-
-        def log_likelihood(value: jax.Array, name: str = name) -> jax.Array:
-            return evidence({**hyper, name: value}).log_likelihood
-
-        if not dependent_outputs(log_likelihood, hyper[name]) and _numpyro.is_positive(sites[name]["fn"].support):
-            found.append(name)
-    return found
-
-
-def _fixed_point(evidence: Callable[[Values], Evidence], hyper: Values, names: list[str]) -> Values:
-    """MacKay's update of log strengths.
-
-    For variances proportional to h^p the scatter is E h^-p, and the log-determinant has the derivative p gamma in log h,
-    gamma being the number of effective parameters. The evidence is stationary where E h^-p = gamma, so
-    log h <- log h + log(E h^-p / gamma) / p, with p from the second derivative of the scatter.
-    """
-    chosen = {name: hyper[name] for name in names}
-    flat, unflatten = jax.flatten_util.ravel_pytree(chosen)
-
-    def scatter(flat: jax.Array) -> jax.Array:
-        return evidence({**hyper, **unflatten(flat)}).scatter
-
-    def log_det_ratio(flat: jax.Array) -> jax.Array:
-        return evidence({**hyper, **unflatten(flat)}).log_det_ratio
-
-    slope = jax.grad(scatter)(flat)
-    power = -jnp.diagonal(jax.hessian(scatter)(flat)) / slope
-    step = jnp.log(-slope / jax.grad(log_det_ratio)(flat)) / power
-    usable = jnp.isfinite(step)
-    return unflatten(flat + jnp.clip(jnp.where(usable, step, 0.0), -_LONGEST, _LONGEST))
-
-
 @partial(jax.jit, static_argnames=("scheme", "problem"))
 def _approximate(scheme: Laplace, problem: Problem, state: LaplaceState, data: Data) -> tuple[GaussianPosterior, Evidence]:
-    z, rest = _parts(scheme, problem, state, data)
+    z, rest = split_weights(scheme, problem, state, data)
     point = {**rest, **state.hyper}
-    fixed = _constrained(problem, state, point, data)
+    fixed = constrained(problem, state, point, data)
     pieces = measure(problem, z, fixed, data, scheme.curvature, chunk=scheme.chunk)
     names = untapped(problem, z, data, scheme.curvature)
     evidence = evaluate(problem, z, fixed, data, pieces, evidence_kind(scheme.curvature), names)

@@ -13,6 +13,7 @@ from .posterior import PointPosterior
 from .problem import Problem, Values
 from .rows import Data
 from .scheme import Info, Scheme
+from .whitening import whitened_update
 
 
 __all__ = ["ADAM", "MAP"]
@@ -37,9 +38,11 @@ class MAP(Scheme):
 
     Attributes:
         optimizer: an optax optimiser of the negative log joint per row.
+        whiten: whether it sees the weights in units of their prior, as in `Laplace`.
     """
 
     optimizer: optax.GradientTransformation = ADAM
+    whiten: bool = False
 
     def init(self, key: jax.Array, problem: Problem, data: Data) -> MAPState:
         """A draw of the weights from the prior, hyperparameters at their medians."""
@@ -54,7 +57,10 @@ class MAP(Scheme):
             return -(density.likelihood + density.prior) / (factor * rows.num_rows(batch))
 
         value, gradient = jax.value_and_grad(loss)(state.z)
-        updates, optimizer = self.optimizer.update(gradient, state.optimizer, state.z)
+        if self.whiten:
+            updates, optimizer = whitened_update(problem, self.optimizer, gradient, state.optimizer, state.z, {}, batch)
+        else:
+            updates, optimizer = self.optimizer.update(gradient, state.optimizer, state.z)
         return MAPState(optax.apply_updates(state.z, updates), optimizer), Info(value)
 
     def posterior(self, key: jax.Array, state: MAPState, problem: Problem, data: Data, records: Any) -> PointPosterior:

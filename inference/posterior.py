@@ -14,6 +14,7 @@ from bayes_sym.errors import OptionError
 from .blocks import Block
 from .problem import Problem, Values
 from .rows import Data
+from .whitening import gaussian_parts
 
 
 __all__ = ["DrawsPosterior", "GaussianPosterior", "PointPosterior", "Posterior", "fitted_problem"]
@@ -135,6 +136,19 @@ class GaussianPosterior(Posterior):
         for subkey, block in zip(jax.random.split(key, len(self.blocks)), self.blocks, strict=True):
             draws.update(block.sample(subkey, n))
         return draws
+
+    def effective_parameters(self) -> dict[str, jax.Array]:
+        """tr(I - D covariance) of every site whose prior N(m, D^-1) is Gaussian: the parameters that the data determine.
+
+        Between 0 and the site's number of parameters; see `bayes_sym.inference.effective_parameters`, which measures them
+        anywhere.
+        """
+        free = {name: value for name, value in self.mean.items() if name not in self.point}
+        priors = gaussian_parts(self.problem, free, self.point, self.example)
+        found: dict[str, jax.Array] = {}
+        for block in self.blocks:
+            found.update(block.left_open(priors))
+        return {name: priors[name].size - found[name] for name in free if name in found}
 
     def log_prob(self, z: Values) -> jax.Array:
         """The sum of the blocks' log-densities."""

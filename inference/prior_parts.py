@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, singledispatch
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import numpyro.distributions as dist
 from numpyro.distributions.distribution import ExpandedDistribution, Independent
 
 from bayes_sym.priors import SoftEquivariantNormal
+from bayes_sym.priors.nested import NestedEquivariantNormal
 
 
 __all__ = ["Component", "PriorPart", "dense_part", "gaussian_part"]
@@ -75,6 +76,22 @@ class PriorPart:
             return ((vector - self.mean) ** 2).sum() / self.variance
         return (self.whiten(vector) ** 2).sum()
 
+    def scaled(self, factor: jax.Array) -> PriorPart:
+        """The part whose covariance is `factor` times as large."""
+        scale = jnp.sqrt(factor)
+        return replace(
+            self,
+            root=lambda v: scale * self.root(v),
+            root_transposed=lambda v: scale * self.root_transposed(v),
+            whiten=lambda v: self.whiten(v) / scale,
+            log_det_root=self.log_det_root + self.size * jnp.log(scale),
+            variance=None if self.variance is None else self.variance * factor,
+            variances=None if self.variances is None else self.variances * factor,
+            components=None
+            if self.components is None
+            else tuple(term._replace(variance=term.variance * factor) for term in self.components),
+        )
+
     def terms(self) -> tuple[Component, ...]:
         """The components of L', or L' itself as the only one."""
         if self.components is not None:
@@ -135,6 +152,21 @@ def _soft(fn: SoftEquivariantNormal, shape: Shape) -> PriorPart:
     )
     root = partial(along, fn.root)
     return PriorPart(size, mean, root, root, partial(along, inverse.root), log_det, components=components)
+
+
+@gaussian_part.register
+def _nested(fn: NestedEquivariantNormal, shape: Shape) -> PriorPart:
+    def along(apply: Map, v: jax.Array) -> jax.Array:
+        return apply(v.reshape(*v.shape[:-1], *shape)).reshape(v.shape)
+
+    components = tuple(
+        Component(jnp.asarray(fn.variances[level]), partial(along, partial(fn.part, level)))
+        for level, rank in enumerate(fn.ranks)
+        if rank
+    )
+    root = partial(along, fn.root)
+    mean = jnp.zeros(math.prod(shape), jnp.result_type(fn.variances, float))
+    return PriorPart(mean.size, mean, root, root, partial(along, fn.whiten), fn.log_det / 2, components=components)
 
 
 @gaussian_part.register

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -45,7 +45,7 @@ class Structure:
     Attributes:
         latent: the latent sites, in the model's order.
         observed: the observed sites under the data plate, with a description of the support of each.
-        weights: the latent sites that belong to modules or taps; the others are hyperparameters.
+        weights: the latent sites that are weights or biases of modules or taps; the others are hyperparameters.
         modules: the specification of every `random_module`.
         taps: every tap.
     """
@@ -133,12 +133,17 @@ class Problem:
         factor: Any = None,
         key: jax.Array | None = None,
         recorder: Messenger | None = None,
+        until: Collection[str] = (),
     ) -> tuple[dict[str, dict[str, Any]], At]:
         """One run of the model at given values; returns its trace and the handler, which holds the log-determinants."""
         model = ReplaceModules(self.model, dict(self.modules)) if self.modules else self.model
         at = At(unconstrained=unconstrained, constrained=constrained, plate=self.data_plate, factor=factor)
         key = jax.random.key(0) if key is None else key
-        return _numpyro.run(model, data, key=key, at=at, recorder=recorder), at
+        return _numpyro.run(model, data, key=key, at=at, recorder=recorder, until=until), at
+
+    def latent_trace(self, data: Data, **options: Any) -> tuple[dict[str, dict[str, Any]], At]:
+        """A run on one row that ends with the last latent site, for who needs priors only; options as for `trace`."""
+        return self.trace(self.take(data, slice(0, 1)), until=tuple(self.structure(*data).latent), **options)
 
     def log_density(
         self,
@@ -171,12 +176,12 @@ class Problem:
 
     def constrain(self, z: Values, data: Data) -> Values:
         """The constrained values of all sites in `z`."""
-        sites, _ = self.trace(data, unconstrained=z)
+        sites, _ = self.latent_trace(data, unconstrained=z)
         return {name: sites[name]["value"] for name in z}
 
     def unconstrain(self, values: Values, data: Data) -> Values:
         """The unconstrained values of all sites in `values`."""
-        sites, _ = self.trace(data, constrained=values)
+        sites, _ = self.latent_trace(data, constrained=values)
         return {name: _numpyro.unconstrain(sites[name], value) for name, value in values.items()}
 
     def initial(self, key: jax.Array, data: Data) -> Values:
@@ -324,8 +329,8 @@ def _structure(problem: Problem, treedef: Any, leaves: tuple[jax.ShapeDtypeStruc
     unknown = sorted(tapped - set(found.latent))
     if unknown:
         raise TapError(f"taps name the sites {unknown}, which the model does not sample; it has {list(found.latent)}")
-    modules = tuple(name + "." for name in found.modules)
-    weights = tuple(name for name in found.latent if name in tapped or name.startswith(modules))
+    of_modules = {f"{name}.{site.name}" for name, spec in found.modules.items() for site in spec.sites() if site.kind != "form"}
+    weights = tuple(name for name in found.latent if name in tapped or name in of_modules)
     return Structure(dict(found.latent), dict(found.observed), weights, dict(found.modules), dict(found.meta))
 
 
@@ -366,10 +371,9 @@ def _check_rows(problem: Problem, treedef: Any, leaves: tuple[jax.ShapeDtypeStru
 def _initial(problem: Problem, weights: tuple[str, ...], key: jax.Array, data: Data) -> Values:
     names = problem.structure(*data).latent
     key_hyper, key_weights = jax.random.split(key)
-    data = problem.take(data, slice(0, 1))  # the priors need no more
 
     def draw(key: jax.Array, fixed: Values) -> Values:
-        sites, _ = problem.trace(data, constrained=fixed, key=key, recorder=_FlatDraws(key))
+        sites, _ = problem.latent_trace(data, constrained=fixed, key=key, recorder=_FlatDraws(key))
         return {name: _numpyro.unconstrain(sites[name], sites[name]["value"]) for name in names}
 
     medians: Values = {}
@@ -377,7 +381,7 @@ def _initial(problem: Problem, weights: tuple[str, ...], key: jax.Array, data: D
     if set(names) - set(weights):
         several = jax.vmap(lambda key: draw(key, {}))(jax.random.split(key_hyper, 15))
         medians = {name: jnp.median(several[name], axis=0) for name in names if name not in weights}
-        sites, _ = problem.trace(data, unconstrained=medians)
+        sites, _ = problem.latent_trace(data, unconstrained=medians)
         fixed = {name: sites[name]["value"] for name in medians}
     start = draw(key_weights, fixed)
     return {name: medians.get(name, start[name]) for name in names}

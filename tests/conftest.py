@@ -1,5 +1,10 @@
 """Strict numerics for every test: no rank promotion, NumPyro's validation on, float32 unless a test asks for `x64`."""
 
+import os
+
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # two test processes on two cores: threads would wait for each other
+
 from collections.abc import Iterator
 
 import jax

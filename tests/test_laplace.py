@@ -65,7 +65,7 @@ def test_strengths_and_noise_reach_the_known_optimum(update, curvature):
 
 
 def test_mackay_steps_find_strengths_where_gradients_are_slow():
-    # from a start five orders of magnitude away, in one update of ten steps
+    # from a start five orders of magnitude away, in two updates of ten steps
     def far(x, y):
         scale = numpyro.sample("scale", dist.LogNormal(np.log(300.0), 1.0))
         w = numpyro.sample("w", dist.Normal(0.0, scale).expand([5]).to_event(1))
@@ -76,11 +76,13 @@ def test_mackay_steps_find_strengths_where_gradients_are_slow():
     x = np.random.default_rng(0).standard_normal((30, 5))
     y = x @ det((5,), 0.9, 0.2)
     for update in ("gradient", "mackay"):
-        scheme = Laplace(optax.adam(1.0), "full", ("scale",), burn_in=1500, refresh=1000, hyper_steps=10, update=update)
+        scheme = Laplace(
+            optax.adam(1.0), "full", ("scale",), burn_in=1500, refresh=1000, hyper_steps=10, update=update, trust=10.0
+        )
         done = fit(Problem(far), scheme, KEY, x, y, num_steps=2000, chunk=1000, progress=False)
         found[update] = float(done.posterior.sample(KEY, 1)["scale"][0])
     assert 0.1 < found["mackay"] < 2.0
-    assert found["gradient"] > 50.0
+    assert found["gradient"] > 40.0  # at most 0.1 nats per step
 
 
 def test_the_noise_of_a_net_is_recovered():
@@ -160,6 +162,7 @@ def classifier(x, y=None):
 CX, CY = det((12, 3), 1.7, 0.05), np.arange(12, dtype=np.int32) % 3
 
 
+@pytest.mark.filterwarnings("ignore:the fit has collapsed")  # the labels have nothing to learn
 @pytest.mark.parametrize("subset", ["last", ("net.2.*",)])
 def test_a_last_layer_posterior_holds_the_other_weights(subset):
     scheme = Laplace(optax.adam(3e-2), "full", subset=subset)

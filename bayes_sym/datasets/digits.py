@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import DataError
 
 
-__all__ = ["Digits", "Images", "digits"]
+__all__ = ["Digits", "Images", "digits", "grey_digits"]
 
 
 class Images(NamedTuple):
@@ -45,6 +45,13 @@ def digits(num_train: int = 300, num_validation: int = 300, num_test: int | None
     Raises:
         DataError: a size is not a whole number in its range, or the sizes add up to more than 1797.
     """
+    parts = grey_digits(num_train, num_validation, num_test, seed)
+    mean, sd = parts.train.x.mean(), parts.train.x.std()
+    return Digits(*(Images(((x - mean) / sd).astype(np.float32), y) for x, y in parts))
+
+
+def grey_digits(num_train: int, num_validation: int, num_test: int | None, seed: int) -> Digits:
+    """The split of `digits` with its grey levels from 0 to 1, in float64."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -53,8 +60,7 @@ def digits(num_train: int = 300, num_validation: int = 300, num_test: int | None
     sizes = _sizes(len(y), num_train, num_validation, num_test)
     order = _interleaved(y, np.random.default_rng(seed))
     rows = np.split(order[: sum(sizes)], np.cumsum(sizes)[:-1])
-    mean, sd = x[rows[0]].mean(), x[rows[0]].std()
-    return Digits(*(Images(((x[chosen] - mean) / sd).astype(np.float32), y[chosen]) for chosen in rows))
+    return Digits(*(Images(x[chosen], y[chosen]) for chosen in rows))
 
 
 def _sizes(available: int, num_train: int, num_validation: int, num_test: int | None) -> tuple[int, int, int]:

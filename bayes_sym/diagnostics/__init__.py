@@ -10,3 +10,7 @@ from .equivariance import EquivarianceError as EquivarianceError
 from .equivariance import defect as defect
 from .equivariance import equivariance_error as equivariance_error
 from .equivariance import equivariance_error_from_draws as equivariance_error_from_draws
+from .pathways import PathwayShare as PathwayShare
+from .pathways import PathwayShares as PathwayShares
+from .pathways import pathway_shares as pathway_shares
+from .pathways import plot_pathway_shares as plot_pathway_shares

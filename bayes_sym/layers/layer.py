@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import jax
+import numpyro.distributions as dist
 
 from .. import representations
 from ..errors import GroupActionError
@@ -28,14 +29,20 @@ class Site(NamedTuple):
     Attributes:
         name: its name within the layer, e.g. ``"weight"`` or ``"0.weight"``.
         shape: the shape of its value.
-        fan_in: the number of inputs that one output sums over (1 for a bias).
-        kind: ``"weight"`` or ``"bias"``.
+        fan_in: the number of inputs that one output sums over (1 for a bias): with white inputs of variance 1 and entries
+            of variance 1/fan_in, outputs have variance 1.
+        kind: ``"weight"``, ``"bias"``, or ``"form"`` for what shapes the map itself (a lengthscale, positions).
+        share: the exponent with which a layer's strength scales this site: 1/2 for each of two factors, so that the
+            product scales like one weight.
+        prior: the prior of a ``"form"`` site; priors on weights do not apply to it.
     """
 
     name: str
     shape: tuple[int, ...]
-    fan_in: int
+    fan_in: float
     kind: str
+    share: float = 1.0
+    prior: dist.Distribution | None = None
 
 
 @dataclass(frozen=True)

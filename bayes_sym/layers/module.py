@@ -46,6 +46,8 @@ def random_module(name: str, spec: Layer, *, prior: Prior | None = None) -> _Mod
             - a mapping from site names (within the module) to distributions;
             - one distribution with scalar batch, expanded to every site.
 
+            Sites that come with a prior of their own (lengthscales, positions) keep it, unless a mapping names them.
+
     Raises:
         PriorError: a mapping lacks a site, or a distribution does not have the site's shape.
     """
@@ -59,7 +61,9 @@ def random_module(name: str, spec: Layer, *, prior: Prior | None = None) -> _Mod
 def _distribution(prior: Prior | None, name: str, site: Site) -> dist.Distribution:
     if prior is None:
         prior = IndependentScales()
-    if isinstance(prior, Mapping):
+    if site.prior is not None and not (isinstance(prior, Mapping) and site.name in prior):
+        found = site.prior
+    elif isinstance(prior, Mapping):
         if site.name not in prior:
             raise PriorError(f"the prior of module {name!r} has no entry for site {site.name!r}; it has {sorted(prior)}")
         found = prior[site.name]

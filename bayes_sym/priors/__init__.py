@@ -2,5 +2,7 @@
 
 from .independent import IndependentScales as IndependentScales
 from .independent import ResidualPathways as ResidualPathways
+from .nested import NestedEquivariantNormal as NestedEquivariantNormal
+from .nested import NestedSymmetry as NestedSymmetry
 from .soft_equivariant import SoftEquivariance as SoftEquivariance
 from .soft_equivariant import SoftEquivariantNormal as SoftEquivariantNormal

@@ -24,6 +24,8 @@ Scale = float | jax.Array
 class IndependentScales:
     """w ~ Normal(0, scale / sqrt(fan_in)) for weights, Normal(0, scale) for biases.
 
+    Each of the two factors of a factored layer gets the square root of the scale, so that their product has it.
+
     Args:
         scale: one strength for all sites, or a mapping from patterns to strengths. A pattern is matched against the
             site's name within the module, e.g. ``"0.*"`` or ``"*.bias"``; the first match counts. Strengths may be
@@ -36,7 +38,8 @@ class IndependentScales:
     def __call__(self, site: Site) -> dist.Distribution:
         """The distribution of one site."""
         scale = _match(self.scale, site.name) if isinstance(self.scale, Mapping) else self.scale
-        return dist.Normal(0.0, scale / math.sqrt(site.fan_in)).expand(site.shape).to_event(len(site.shape))
+        own = scale if site.share == 1 else scale**site.share
+        return dist.Normal(0.0, own / math.sqrt(site.fan_in)).expand(site.shape).to_event(len(site.shape))
 
 
 class ResidualPathways:

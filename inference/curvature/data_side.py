@@ -13,9 +13,8 @@ from ..blocks import Layout
 from ..prior_parts import PriorPart
 from .gram import DataSide
 from .rowwise import moving_roots, row_count, rows_of
-from .spectrum import as_vector
 from .tapped import Uses, gradients_of, together
-from .view import Probes, View
+from .view import Probes, View, summed
 
 
 __all__ = ["data_side"]
@@ -82,13 +81,12 @@ def _kernels(
             g = together(use.taps, gradients, axis=2)
             a = together(use.taps, inputs)
             if g.shape[2] == 1 and len(terms) == 1 and terms[0].part is None:
-                # one position: the kernel of a g' is the product of those of a and of g
-                flat = g.reshape(-1, g.shape[-1])
-                found.append(jnp.tile(a[:, 0] @ a[:, 0].T, (len(g), len(g))) * (flat @ flat.T))
+                found.append(_one_position(a[:, 0], g[:, :, 0]))
                 continue
-            whole = as_vector(jnp.einsum("nra,knrb->knab", a, g), use.transposed)
+            whole = use.vector(jnp.einsum("nr...a,knr...b->kn...ab", a, g))
         elif name in uses.biases:
-            whole = together(uses.biases[name], gradients, axis=2).sum(axis=2)
+            g = together(uses.biases[name], gradients, axis=2)
+            whole = g.reshape(*g.shape[:2], -1, g.shape[-1]).sum(axis=2)
         else:
             whole = jnp.swapaxes(rows_of(some, Layout.of(view.z, (name,)), Probes(), present, names), 0, 1)
             whole = whole if which is None else whole[which][None]
@@ -97,3 +95,16 @@ def _kernels(
             part = term.apply(flat)
             found.append(part @ part.T)
     return jnp.stack(found)
+
+
+def _one_position(a: jax.Array, g: jax.Array) -> jax.Array:
+    """The kernel of gradients a g': the product of those of a (rows, *stack, in) and of g (columns, rows, *stack, out)."""
+    columns = g.shape[0]
+    flat = g.reshape(-1, *g.shape[2:])
+
+    def product(a: jax.Array, flat: jax.Array) -> jax.Array:
+        return jnp.tile(a @ a.T, (columns, columns)) * (flat @ flat.T)
+
+    if a.ndim == 2:
+        return product(a, flat)
+    return summed(lambda i: product(a[:, i], flat[:, i]), jnp.arange(a.shape[1]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,12 +14,42 @@ __all__ = ["dependent_outputs"]
 def dependent_outputs(fn: Callable[[Any], Any], argument: Any) -> Any:
     """For every leaf of ``fn(argument)``, whether it can depend on the argument.
 
-    Conservative: an operation with inner programs counts as mixing all its inputs.
+    Looks into loops over rows and into called programs; any other operation with inner programs counts as mixing all its
+    inputs.
     """
     program, shapes = jax.make_jaxpr(fn, return_shape=True)(argument)
-    tainted = {id(variable) for variable in program.jaxpr.invars}
-    for equation in program.jaxpr.eqns:
-        if any(id(variable) in tainted for variable in equation.invars):
-            tainted.update(id(variable) for variable in equation.outvars)
-    flags = [id(variable) in tainted for variable in program.jaxpr.outvars]
+    flags = _outputs(program.jaxpr, [True] * len(program.jaxpr.invars))
     return jax.tree.unflatten(jax.tree.structure(shapes), flags)
+
+
+def _outputs(program: Any, inputs: Sequence[bool]) -> list[bool]:
+    """Which outputs of a traced program depend on its marked inputs."""
+    tainted = {id(variable) for variable, mark in zip(program.invars, inputs, strict=True) if mark}
+    for equation in program.eqns:
+        marks = [id(variable) in tainted for variable in equation.invars]
+        if any(marks):
+            outputs = _equation(equation, marks)
+            tainted.update(id(variable) for variable, mark in zip(equation.outvars, outputs, strict=True) if mark)
+    return [id(variable) in tainted for variable in program.outvars]
+
+
+def _equation(equation: Any, marks: list[bool]) -> list[bool]:
+    everything = [True] * len(equation.outvars)
+    inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+    inner = getattr(inner, "jaxpr", inner)  # with its constants, or without
+    if not hasattr(inner, "invars") or len(inner.invars) != len(marks) or len(inner.outvars) != len(everything):
+        return everything
+    if equation.primitive.name != "scan":
+        return _outputs(inner, marks) if equation.primitive.name in ("jit", "pjit", "checkpoint", "remat2") else everything
+    # What a loop carries keeps its shape; what it runs over or collects has one axis more outside.
+    carried = sum(out.aval.ndim == of.aval.ndim for out, of in zip(equation.outvars, inner.outvars, strict=True))
+    over = sum(value.aval.ndim > of.aval.ndim for value, of in zip(equation.invars, inner.invars, strict=True))
+    constants = len(marks) - carried - over
+    while True:  # what one round of the loop hands to the next
+        outputs = _outputs(inner, marks)
+        again = [*marks]
+        for i in range(carried):
+            again[constants + i] = marks[constants + i] or outputs[i]
+        if again == marks:
+            return outputs
+        marks = again

@@ -26,23 +26,28 @@ def _values(matrix: jax.Array) -> jax.Array:
 
 
 @jax.custom_jvp
-def eigvalsh(matrix: jax.Array) -> jax.Array:
-    """Eigenvalues of a symmetric matrix, ascending.
-
-    The first derivative of a symmetric function of them is exact, also where eigenvalues coincide.
-    """
+def _differentiable(matrix: jax.Array) -> jax.Array:
     return _values(matrix)
 
 
-@eigvalsh.defjvp
+@_differentiable.defjvp
 def _eigvalsh_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
     values, vectors = _system(primals[0])
     return values, (vectors * (tangents[0] @ vectors)).sum(axis=0)
 
 
+def eigvalsh(matrix: jax.Array) -> jax.Array:
+    """Eigenvalues of a symmetric matrix (or of each in a stack), ascending.
+
+    The first derivative of a symmetric function of them is exact, also where eigenvalues coincide.
+    """
+    return _differentiable(matrix) if matrix.ndim == 2 else jax.lax.map(_differentiable, matrix)
+
+
 def eigh(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Eigenvalues and eigenvectors of a symmetric matrix, held constant under differentiation.
+    """Eigenvalues and eigenvectors of a symmetric matrix (or of each in a stack), held constant under differentiation.
 
     Derivatives of eigenvectors are silently wrong where eigenvalues coincide, so nothing here asks for them.
     """
-    return _system(jax.lax.stop_gradient(matrix))
+    matrix = jax.lax.stop_gradient(matrix)
+    return _system(matrix) if matrix.ndim == 2 else jax.lax.map(_system, matrix)

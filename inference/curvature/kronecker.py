@@ -24,7 +24,10 @@ __all__ = ["Kronecker"]
 @partial(jax.tree_util.register_dataclass, data_fields=["inputs", "outputs"], meta_fields=["layout", "transposed"])
 @dataclass(frozen=True)
 class Kronecker(Piece):
-    """The curvature inputs (x) outputs of one weight (inputs, outputs), or (outputs, inputs) if `transposed`."""
+    """The curvature inputs (x) outputs of one weight (inputs, outputs), or (outputs, inputs) if `transposed`.
+
+    Weights side by side have one factor each: (groups, inputs, inputs) and (groups, outputs, outputs).
+    """
 
     layout: Layout
     inputs: jax.Array
@@ -47,18 +50,19 @@ class Kronecker(Piece):
     def log_det_ratio(self, prior: PriorPart) -> jax.Array:
         """From eigenvalues only: their gradient is exact even where factors are rank-deficient."""
         a, b = (jnp.clip(eigvalsh(factor), 0) for factor in (self.inputs, self.outputs))
-        return jnp.log1p(jnp.outer(a, b) * self._variance(prior)).sum()
+        return jnp.log1p(_outer(a, b) * self._variance(prior)).sum()
 
     def decrement(self, prior: PriorPart, gradient: jax.Array) -> jax.Array:
         """By an implicit solve of A X B + X / variance = gradient, whose derivative needs no eigenvectors."""
-        matrix, precision = as_matrix(gradient, (len(self.inputs), len(self.outputs)), self.transposed), 1 / self._variance(prior)
+        shape = (*self.inputs.shape[:-1], self.outputs.shape[-1])
+        matrix, precision = as_matrix(gradient, shape, self.transposed), 1 / self._variance(prior)
         a, left = eigh(self.inputs)
         b, right = eigh(self.outputs)
-        spectrum = jnp.outer(jnp.clip(a, 0), jnp.clip(b, 0)) + jax.lax.stop_gradient(precision)
+        spectrum = _outer(jnp.clip(a, 0), jnp.clip(b, 0)) + jax.lax.stop_gradient(precision)
         solution = jax.lax.custom_linear_solve(
             lambda x: self.inputs @ x @ self.outputs + precision * x,
             matrix,
-            lambda _, right_side: left @ ((left.T @ right_side @ right) / spectrum) @ right.T,
+            lambda _, right_side: left @ ((left.mT @ right_side @ right) / spectrum) @ right.mT,
             symmetric=True,
         )
         return (matrix * solution).sum()
@@ -67,9 +71,13 @@ class Kronecker(Piece):
         """With the factors' eigenvalues in place of the factors."""
         a, left = eigh(self.inputs)
         b, right = eigh(self.outputs)
-        return Spectrum(self.layout, jnp.outer(jnp.clip(a, 0), jnp.clip(b, 0))[None], left, right, self.transposed)
+        return Spectrum(self.layout, _outer(jnp.clip(a, 0), jnp.clip(b, 0))[None], left, right, self.transposed)
 
     def posterior(self, prior: PriorPart, mean: jax.Array) -> Block:
         """Independent in the basis of the factors' eigenvectors."""
         self._variance(prior)
         return self.settled(prior).posterior(prior, mean)
+
+
+def _outer(a: jax.Array, b: jax.Array) -> jax.Array:
+    return a[..., :, None] * b[..., None, :]

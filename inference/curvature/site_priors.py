@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,13 +24,20 @@ __all__ = ["prior_parts"]
 
 
 def prior_parts(
-    problem: Problem, z: Values, fixed: Values, data: Data, layouts: tuple[Layout, ...]
+    problem: Problem,
+    z: Values,
+    fixed: Values,
+    data: Data,
+    layouts: tuple[Layout, ...],
+    scales: Mapping[str, jax.Array] | None = None,
 ) -> tuple[tuple[PriorPart, jax.Array], ...]:
-    """For every group of sites the prior as curvature sees it, and its scatter."""
-    example = problem.take(data, slice(0, 1))
+    """For every group of sites the prior as curvature sees it, and its scatter.
+
+    `scales` multiply the covariances of sites; they do not reach priors that are not Gaussian or depend on other sites.
+    """
 
     def trace(z: Values) -> tuple[dict[str, Any], Any]:
-        return problem.trace(example, unconstrained=z, constrained=fixed)
+        return problem.latent_trace(data, unconstrained=z, constrained=fixed)
 
     def log_prior(z: Values) -> jax.Array:
         """Of the sites in `z`, in unconstrained coordinates."""
@@ -43,7 +51,10 @@ def prior_parts(
         of_sites = [_gaussian(sites[name]["fn"], shape) for name, shape in zip(layout.names, layout.shapes, strict=True)]
         vector = layout.flatten(z)
         if all(part is not None for part in of_sites) and not hierarchical & set(layout.names):
-            part = _side_by_side([part for part in of_sites if part is not None])
+            own = [part for part in of_sites if part is not None]
+            if scales is not None:
+                own = [part.scaled(scales[name]) for name, part in zip(layout.names, own, strict=True)]
+            part = _side_by_side(own)
             found.append((part, part.scatter(vector)))
             continue
 
@@ -52,8 +63,8 @@ def prior_parts(
 
         part = dense_part(-jax.hessian(of_group)(vector))
         others = {name: value for name, value in z.items() if name not in layout.names}
-        own = of_group(vector) - (_log_prior_of(trace, z, tuple(others)) if others else 0.0)
-        found.append((part, -2 * (own + part.size / 2 * math.log(2 * math.pi) + part.log_det_root)))
+        log_prior_here = of_group(vector) - (_log_prior_of(trace, z, tuple(others)) if others else 0.0)
+        found.append((part, -2 * (log_prior_here + part.size / 2 * math.log(2 * math.pi) + part.log_det_root)))
     return tuple(found)
 
 

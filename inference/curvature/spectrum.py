@@ -28,9 +28,10 @@ class Spectrum(Piece):
 
     Attributes:
         layout: the one site.
-        products: (pairs, inputs, outputs), for the pairs (0,0), (1,0), (1,1), (2,0), ... of components.
-        left: orthonormal columns (inputs, inputs), or None for the identity.
-        right: orthonormal columns (outputs, outputs), or None for the identity.
+        products: (pairs, *stack, inputs, outputs), for the pairs (0,0), (1,0), (1,1), (2,0), ... of components. The stack is
+            () for one matrix and (groups,) for several side by side.
+        left: orthonormal columns (*stack, inputs, inputs), or None for the identity.
+        right: orthonormal columns (*stack, outputs, outputs), or None for the identity.
         transposed: whether the site holds (outputs, inputs).
     """
 
@@ -64,9 +65,10 @@ class Spectrum(Piece):
         scale = 1 / jnp.sqrt(1 + self._diagonal(prior))
         shape = self.products.shape[1:]
         if self.left is None and self.right is None and prior.variances is not None:
-            return DiagonalBlock(self.layout, mean, as_vector(scale, self.transposed) * jnp.sqrt(prior.variances))
-        left = jnp.eye(shape[0], dtype=scale.dtype) if self.left is None else self.left
-        right = jnp.eye(shape[1], dtype=scale.dtype) if self.right is None else self.right
+            flat = as_vector(scale, self.transposed, len(shape))
+            return DiagonalBlock(self.layout, mean, flat * jnp.sqrt(prior.variances))
+        left = jnp.broadcast_to(jnp.eye(shape[-2]), (*shape[:-2], *[shape[-2]] * 2)) if self.left is None else self.left
+        right = jnp.broadcast_to(jnp.eye(shape[-1]), (*shape[:-2], *[shape[-1]] * 2)) if self.right is None else self.right
         if prior.variance is not None:
             scale = scale * jnp.sqrt(prior.variance)
             return KroneckerBlock(self.layout, as_matrix(mean, shape, self.transposed), left, right, scale, self.transposed)
@@ -80,20 +82,20 @@ def pair_products(parts: list[jax.Array]) -> jax.Array:
 
 
 def as_matrix(vector: jax.Array, shape: tuple[int, ...], transposed: bool) -> jax.Array:
-    """The flat values (..., size) of a site as matrices (..., inputs, outputs)."""
+    """The flat values (..., size) of a site as matrices (..., *shape), the shape being (*stack, inputs, outputs)."""
     if transposed:
-        return jnp.swapaxes(vector.reshape(*vector.shape[:-1], *shape[::-1]), -1, -2)
+        return jnp.swapaxes(vector.reshape(*vector.shape[:-1], *shape[:-2], shape[-1], shape[-2]), -1, -2)
     return vector.reshape(*vector.shape[:-1], *shape)
 
 
-def as_vector(matrix: jax.Array, transposed: bool) -> jax.Array:
-    """The flat values of a site from matrices (..., inputs, outputs)."""
+def as_vector(matrix: jax.Array, transposed: bool, axes: int = 2) -> jax.Array:
+    """The flat values of a site from matrices (..., *stack, inputs, outputs), whose last `axes` axes are one site's."""
     matrix = jnp.swapaxes(matrix, -1, -2) if transposed else matrix
-    return matrix.reshape(*matrix.shape[:-2], -1)
+    return matrix.reshape(*matrix.shape[:-axes], -1)
 
 
 def rotate(matrix: jax.Array, left: jax.Array | None, right: jax.Array | None) -> jax.Array:
     """left' matrix right, where None is the identity."""
     if left is not None:
-        matrix = jnp.einsum("ia,...io->...ao", left, matrix)
-    return matrix if right is None else matrix @ right
+        matrix = jnp.einsum("...ia,...io->...ao", left, matrix)
+    return matrix if right is None else jnp.einsum("...io,...ob->...ib", matrix, right)

@@ -1,7 +1,8 @@
 """Structured curvature of the weights that taps mark: what one backward pass per column of the Fisher root tells.
 
 A tap gives inputs a (rows, positions, in) and gradients g (rows, positions, out) of a pre-activation; the gradient of a
-weight for one data row is the sum over positions of a g'. Several taps of one weight count as more positions.
+weight for one data row is the sum over positions of a g'. Several taps of one weight count as more positions. A grouped
+tap gives (rows, positions, groups, in) and (rows, positions, groups, out), a matrix for each group.
 """
 
 from __future__ import annotations
@@ -49,12 +50,15 @@ Basis = Mapping[str, tuple[jax.Array, jax.Array]]
 
 
 class Use(NamedTuple):
-    """How a weight site is used: its taps, and its size as a matrix."""
+    """How a weight site is used: its taps, and its shape as a matrix, or as a stack of matrices side by side."""
 
     taps: tuple[str, ...]
-    inputs: int
-    outputs: int
+    shape: tuple[int, ...]
     transposed: bool
+
+    def vector(self, matrices: jax.Array) -> jax.Array:
+        """The flat values of the site from matrices (..., *shape)."""
+        return as_vector(matrices, self.transposed, len(self.shape))
 
 
 class Uses(NamedTuple):
@@ -91,8 +95,14 @@ def find_uses(view: View) -> Uses:
     for weight in dict.fromkeys(meta.weight for meta in metas.values()):
         names = tuple(name for name, meta in metas.items() if meta.weight == weight)
         if weight in real:
-            a, b = shapes[names[0]].shape[-1], metas[names[0]].shape[-1]
-            weights[weight] = Use(names, a, b, _transposed(weight, view.z[weight].shape, a, b))
+            a, b, groups = shapes[names[0]].shape[-1], metas[names[0]].shape[-1], metas[names[0]].groups
+            shape, stack = view.z[weight].shape, (groups,) if groups > 1 else ()
+            if stack and shape[:1] != stack:
+                raise TapError(
+                    f"the grouped tap of {weight!r} has {groups} groups, but the site has shape {shape}: its first axis must count "
+                    "the groups"
+                )
+            weights[weight] = Use(names, (*stack, a, b), _transposed(weight, shape[len(stack) :], a, b))
     for bias in dict.fromkeys(meta.bias for meta in metas.values()):
         names = tuple(name for name, meta in metas.items() if meta.bias == bias)
         if bias is not None and bias in real:
@@ -112,7 +122,7 @@ def _transposed(weight: str, shape: tuple[int, ...], inputs: int, outputs: int) 
             f"the tap of {weight!r} has {inputs} inputs and {outputs} outputs, but the site has shape {shape} with {math.prod(shape)} "
             "entries: pass the arrays that the weight multiplies as inputs=, e.g. the patches of a convolution"
         )
-    if not shape or shape[-1] == outputs:
+    if not shape or shape[-1] == outputs or inputs == outputs:
         return False
     sizes = [math.prod(shape[:i]) for i in range(len(shape) + 1)]
     if inputs not in sizes and outputs not in sizes:
@@ -132,7 +142,7 @@ class Backward(NamedTuple):
 
 
 def gradients_of(view: View, probes: Probes, present: jax.Array, names: list[str] | None = None) -> Backward:
-    """Runs the model on the rows of the view; inputs and gradients are (rows, positions, features), 0 for padding.
+    """Runs the model on the rows of the view; inputs and gradients are (rows, positions, *stack, features), 0 for padding.
 
     `names` are the distribution parameters whose roots count, by default those that depend on a tap.
     """
@@ -154,14 +164,27 @@ def gradients_of(view: View, probes: Probes, present: jax.Array, names: list[str
     cotangents, visits = visit(found, probes, present)
 
     def gradients(index: jax.Array) -> dict[str, jax.Array]:
-        return {name: _positions(g) for name, g in pull(cotangents(index))[0].items()}
+        return {name: _positions(g, metas[name]) for name, g in pull(cotangents(index))[0].items()}
 
-    return Backward({name: _positions(inputs[name]) * present[:, None, None] for name in metas}, gradients, visits)
+    return Backward(
+        {name: _positions(inputs[name] * _beside(present, inputs[name]), metas[name]) for name in metas}, gradients, visits
+    )
 
 
-def _positions(array: jax.Array) -> jax.Array:
-    """(rows, positions, features)."""
-    return array.reshape(array.shape[0], -1, array.shape[-1])
+def _positions(array: jax.Array, meta: TapMeta) -> jax.Array:
+    """(rows, positions, *stack, features)."""
+    stack = (meta.groups,) if meta.groups > 1 else ()
+    return array.reshape(array.shape[0], -1, *stack, array.shape[-1])
+
+
+def _beside(vector: jax.Array, array: jax.Array) -> jax.Array:
+    """`vector` (rows,) with as many axes as `array`."""
+    return vector.reshape(-1, *(1,) * (array.ndim - 1))
+
+
+def _of_rows(a: jax.Array, g: jax.Array) -> jax.Array:
+    """The gradients of a weight, (rows, *shape): for each row the sum over positions of a g'."""
+    return jnp.einsum("nr...a,nr...b->n...ab", a, g)
 
 
 def together(taps: tuple[str, ...], arrays: Mapping[str, jax.Array], axis: int = 1) -> jax.Array:
@@ -172,9 +195,17 @@ def together(taps: tuple[str, ...], arrays: Mapping[str, jax.Array], axis: int =
 def _entries(view: View, per_weight: bool) -> int:
     """About how many numbers one row of the data needs."""
     example = view.problem.take(view.data, slice(0, 1))
-    total = sum(3 * math.prod(meta.shape) for meta in _metas(view, example).values())
+    metas = _metas(view, example)
+    recorder = TapRecorder()
+
+    def inputs() -> Any:
+        view.observations(view.z, example, recorder)
+        return {name: recorder.inputs[name] for name in metas}
+
+    total = sum(3 * math.prod(meta.shape) for meta in metas.values())
+    total += sum(2 * leaf.size for leaf in jax.eval_shape(inputs).values())
     if per_weight:
-        total += 2 * sum(view.z[name].size for name in {meta.weight for meta in _metas(view, example).values()} & set(view.z))
+        total += 2 * sum(view.z[name].size for name in {meta.weight for meta in metas.values()} & set(view.z))
     columns = jax.eval_shape(lambda: {k: root.columns for k, root in roots_of(view.observations(view.z, example)).items()})
     return total + sum(leaf.size for leaf in jax.tree.leaves((example, columns)))
 
@@ -185,20 +216,25 @@ def _entries(view: View, per_weight: bool) -> int:
 def factors(view: View, uses: Uses, probes: Probes, *, reduce: bool, limit: int | None = None) -> dict[str, Piece]:
     """Kronecker factors of the tapped weights, and the output factor for their biases."""
 
-    # a weight and its bias share their taps, so one factor serves both
-    groups = sorted({use.taps for use in uses.weights.values()} | set(uses.biases.values()))
+    # A weight and its bias share their taps, so one factor serves both. But groups share a bias: they are positions to it.
+    stacked = {use.taps for use in uses.weights.values() if len(use.shape) > 2}
+    wanted = {(use.taps, False) for use in uses.weights.values()}
+    wanted |= {(taps, taps in stacked) for taps in uses.biases.values()}
 
     def pool(terms: jax.Array, how: Any) -> jax.Array:
-        return how(terms, axis=1) if reduce else terms.reshape(-1, terms.shape[-1])
+        return how(terms, axis=1) if reduce else terms.reshape(-1, *terms.shape[2:])
+
+    def outputs(taps: tuple[str, ...], merged: bool, gradients: dict[str, jax.Array]) -> jax.Array:
+        g = together(taps, gradients)
+        return g.reshape(len(g), -1, g.shape[-1]) if merged else g
 
     def of_chunk(view: View, probes: Probes, present: jax.Array) -> Any:
         back = gradients_of(view, probes, present)
         inner = {name: pool(together(use.taps, back.inputs), jnp.mean) for name, use in uses.weights.items()}
 
-        def outer(visit: jax.Array) -> dict[tuple[str, ...], jax.Array]:
+        def outer(visit: jax.Array) -> dict[tuple[tuple[str, ...], bool], jax.Array]:
             gradients = back.gradients(visit)
-            pooled = {taps: pool(together(taps, gradients), jnp.sum) for taps in groups}
-            return {taps: _gram(g) for taps, g in pooled.items()}
+            return {which: _gram(pool(outputs(*which, gradients), jnp.sum)) for which in sorted(wanted)}
 
         return {name: _gram(a) for name, a in inner.items()}, summed(outer, back.visits)
 
@@ -208,17 +244,17 @@ def factors(view: View, uses: Uses, probes: Probes, *, reduce: bool, limit: int 
     pieces: dict[str, Piece] = {}
     for name, use in uses.weights.items():
         terms = count if reduce else count * positions[name]
-        pieces[name] = Kronecker(Layout.of(view.z, (name,)), inner[name] / terms, outer[use.taps], use.transposed)
+        pieces[name] = Kronecker(Layout.of(view.z, (name,)), inner[name] / terms, outer[use.taps, False], use.transposed)
     for name, taps in uses.biases.items():
-        pieces[name] = Gram(Layout.of(view.z, (name,)), outer[taps])
+        pieces[name] = Gram(Layout.of(view.z, (name,)), outer[taps, taps in stacked])
     return pieces
 
 
 def _gram(terms: jax.Array) -> jax.Array:
     """terms' terms; wide ones in blocks, of which those below the diagonal are copies."""
     size = terms.shape[-1]
-    if size < 512:
-        return terms.T @ terms
+    if terms.ndim > 2 or size < 512:
+        return jnp.einsum("n...a,n...b->...ab", terms, terms)
     first, second = terms[:, : size // 2], terms[:, size // 2 :]
     corner = first.T @ second
     return jnp.block([[_gram(first), corner], [corner.T, _gram(second)]])
@@ -226,7 +262,10 @@ def _gram(terms: jax.Array) -> jax.Array:
 
 def _count_positions(view: View, uses: Uses) -> dict[str, int]:
     metas = _metas(view, view.problem.take(view.data, slice(0, 1)))
-    return {name: sum(math.prod(metas[tap].shape[1:-1]) for tap in use.taps) for name, use in uses.weights.items()}
+    return {
+        name: sum(math.prod(metas[tap].shape[1:-1]) // metas[tap].groups for tap in use.taps)
+        for name, use in uses.weights.items()
+    }
 
 
 def eigenbasis(view: View, uses: Uses, probes: Probes, limit: int | None = None) -> Basis:
@@ -263,11 +302,15 @@ def site_rows(uses: Uses, inputs: Mapping[str, jax.Array], gradients: Mapping[st
     """The gradient of every tapped site, (rows, size): the sum over positions of a g', or of g for a bias."""
     found = {}
     for name, use in uses.weights.items():
-        a, g = together(use.taps, inputs), together(use.taps, gradients)
-        found[name] = as_vector(jnp.einsum("nra,nrb->nab", a, g), use.transposed)
+        found[name] = use.vector(_of_rows(together(use.taps, inputs), together(use.taps, gradients)))
     for name, taps in uses.biases.items():
-        found[name] = together(taps, gradients).sum(axis=1)
+        found[name] = _summed_positions(together(taps, gradients))
     return found
+
+
+def _summed_positions(g: jax.Array) -> jax.Array:
+    """The gradient of a bias for each row: the sum over positions and groups."""
+    return g.reshape(g.shape[0], -1, g.shape[-1]).sum(axis=1)
 
 
 def spectra(
@@ -290,7 +333,7 @@ def spectra(
     simple = [name for name in uses.weights if plain[name] and positions[name] == 1 and name not in whole_sites]
 
     def turned(array: jax.Array, by: jax.Array | None) -> jax.Array:
-        return array if by is None else array @ by
+        return array if by is None else jnp.einsum("n...i,...ij->n...j", array, by)
 
     def of_chunk(view: View, probes: Probes, present: jax.Array) -> Any:
         back = gradients_of(view, probes, present)
@@ -304,25 +347,24 @@ def spectra(
                 if name in simple:
                     sums[name] = turned(g[:, 0], right) ** 2  # with one position the sum over rows is a product of matrices
                 elif name in whole_sites:
-                    whole = as_vector(jnp.einsum("nra,nrb->nab", inner[name], g), use.transposed)
+                    whole = use.vector(_of_rows(inner[name], g))
                     sums[name] = whole.T @ whole
                 elif plain[name]:
-                    whole = jnp.einsum("nra,nrb->nab", turned(inner[name], left), turned(g, right))
-                    sums[name] = (whole**2).sum(axis=0)[None]
+                    sums[name] = (_of_rows(turned(inner[name], left), turned(g, right)) ** 2).sum(axis=0)[None]
                 else:
-                    whole = as_vector(jnp.einsum("nra,nrb->nab", inner[name], g), use.transposed)
-                    shape = (use.inputs, use.outputs)
+                    whole = use.vector(_of_rows(inner[name], g))
                     sums[name] = pair_products(
-                        [rotate(as_matrix(term.apply(whole), shape, use.transposed), left, right) for term in terms[name]]
+                        [rotate(as_matrix(term.apply(whole), use.shape, use.transposed), left, right) for term in terms[name]]
                     )
             for name, taps in uses.biases.items():
-                g = together(taps, gradients).sum(axis=1)
+                g = _summed_positions(together(taps, gradients))
                 sums[name] = g.T @ g if basis is not None else pair_products([term.apply(g)[..., None] for term in terms[name]])
             return sums
 
         sums = summed(outer, back.visits)
         for name in simple:
-            sums[name] = ((turned(inner[name][:, 0], rotations[name][0]) ** 2).T @ sums[name])[None]
+            squares = turned(inner[name][:, 0], rotations[name][0]) ** 2
+            sums[name] = jnp.einsum("n...a,n...b->...ab", squares, sums[name])[None]
         return sums
 
     sums = over_chunks(view, probes, _entries(view, len(simple) < len(uses.weights)), of_chunk, limit)

@@ -25,7 +25,7 @@ __all__ = ["EXACT", "Probes", "View", "moving", "num_columns", "over_chunks", "r
 
 Observed = dict[str, dict[str, Any]]
 
-_CHUNK_ENTRIES = 2**23  # numbers that a chunk of rows may hold at once
+_CHUNK_ENTRIES = 2**22  # numbers that a chunk of rows may hold at once
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["key"], meta_fields=["count"])

@@ -1,0 +1,78 @@
+"""Adaptive polyphase subsampling: the sample grid follows the image, so that shifts of the image stay shifts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..errors import GroupActionError, OptionError, ShapeError
+from ..representations import Representation
+from .layer import Field, Layer, Role, Site, Stage, Weights
+
+
+__all__ = ["Polyphase"]
+
+
+@dataclass(frozen=True)
+class Polyphase(Layer):
+    """Keeps one of the `stride`^2 polyphase components x[:, i::stride, j::stride]: that with the largest value.
+
+    Plain subsampling keeps i = j = 0, whatever the image shows. Here every example chooses the component that holds its
+    largest entry over pixels and channels (Chaman and Dokmanic 2021), so a circular shift of the map by any number of
+    pixels is a circular shift of the result. The choice depends on the example alone, not on its batch, and is constant under
+    differentiation. It commutes with rotations and mirrors of maps with even sides, and with permutations of channels.
+
+    Attributes:
+        stride: step between samples; must divide the height and width.
+    """
+
+    stride: int = 2
+
+    def __post_init__(self) -> None:
+        if self.stride < 1:
+            raise OptionError(f"the stride of Polyphase must be at least 1, got {self.stride}")
+
+    def sites(self) -> tuple[Site, ...]:
+        """No weights."""
+        return ()
+
+    def apply(self, weights: Weights, x: jax.Array, *, path: str = "") -> jax.Array:
+        """(batch, height, width, channels) to (batch, height/stride, width/stride, channels)."""
+        s = self.stride
+        if x.ndim != 4 or x.shape[1] % s or x.shape[2] % s:
+            raise ShapeError(
+                f"Polyphase({s}) {path!r} takes maps (batch, height, width, channels) whose sides {s} divides, got an array of shape "
+                f"{x.shape}: pad the images, or use another stride"
+            )
+        if s == 1:
+            return x
+        batch, height, width, channels = x.shape
+        pixels = np.arange(height * width).reshape(height // s, s, width // s, s).transpose(1, 3, 0, 2)
+        components = jnp.take(x.reshape(batch, -1, channels), pixels.reshape(-1), axis=1, mode="clip")
+        components = components.reshape(batch, s * s, -1, channels)
+        largest = jax.lax.stop_gradient(components).max(axis=(2, 3))
+        # a product with the choice: a gather of other pixels for every example is slow, forwards and backwards
+        chosen = jax.nn.one_hot(largest.argmax(axis=1), s * s, dtype=x.dtype)
+        return jnp.einsum("bk,bkpc->bpc", chosen, components).reshape(batch, height // s, width // s, channels)
+
+    def representations(self, field: Field, outputs: Iterator[Representation]) -> tuple[dict[str, Representation], Field]:
+        """Commutes with rotations and mirrors where the sides are even multiples, and with permutations of channels."""
+        if not field.grid:
+            raise GroupActionError("Polyphase needs images: the group acts on plain vectors here")
+        if any(n % self.stride for n in field.grid):
+            raise GroupActionError(f"Polyphase({self.stride}) needs sides that {self.stride} divides, got {field.grid}")
+        if not field.channels.is_permutation:
+            raise GroupActionError(f"the largest value commutes with permutations of channels only, got {field.channels}")
+        return {}, Field(field.channels, tuple(n // self.stride for n in field.grid))
+
+    def stages(self) -> tuple[Stage, ...]:
+        """No weights."""
+        return ()
+
+    def expand(self, order: int, roles: Iterator[Role]) -> Polyphase:
+        """Itself."""
+        return self

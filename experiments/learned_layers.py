@@ -1,0 +1,165 @@
+"""Fits of one ladder net, by evidence or as a plain MAP, and what they say: scores of the net, and shares of its pathways."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bayes_sym.diagnostics import PathwayShares, calibration, pathway_shares, plot_pathway_shares
+from bayes_sym.errors import CollapseWarning
+from bayes_sym.inference import MAP, Laplace, Problem, Progress, fit
+from bayes_sym.inference.posterior import GaussianPosterior
+from bayes_sym.models import LadderClassifier
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["COLUMNS", "Job", "Outcome", "learn", "rows_of"]
+
+COLUMNS = {
+    "model": ("model", "{}"),
+    "inference": ("inference", "{}"),
+    "layer": ("layer", "{}"),
+    "pathway": ("pathway", "{}"),
+    "accuracy": ("accuracy", "{:.3f}"),
+    "nll": ("NLL", "{:.3f}"),
+    "agreement": ("agreement", "{:.3f}"),
+    "log_evidence": ("log evidence", "{:.1f}"),
+    "evidence_kind": ("kind", "{}"),
+    "parameters": ("weights", "{:,}"),
+    "gamma": ("effective", "{:.1f}"),
+    "share": ("share", "{:.3f}"),
+    "energy": ("energy", "{:.3f}"),
+    "precision": ("precision", "{:.3g}"),
+    "seconds": ("seconds", "{:.0f}"),
+}
+"""The columns of the printed table."""
+
+
+class Job(NamedTuple):
+    """One fit.
+
+    Attributes:
+        model: the net.
+        learned: whether its strengths are learned by evidence; else it is a MAP at the strengths it starts with.
+        data: a function without arguments that gives (training images and labels, test images, labels, and the transforms
+            of the test images (transforms, N, ...) under which predictions are compared). It is called where the fit runs.
+        steps: steps of the fit.
+        seed: of the fit.
+    """
+
+    model: LadderClassifier
+    learned: bool
+    data: Callable[[], tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
+    steps: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a fit found.
+
+    Attributes:
+        scores: of the net as a whole.
+        shares: of its pathways at the end; None for a MAP.
+        history: (step, shares of energy) over training.
+    """
+
+    scores: dict[str, Any]
+    shares: PathwayShares | None
+    history: list[tuple[int, PathwayShares]]
+
+    def draw(self, figure: Figure) -> None:
+        """The shares of energy over training, a panel per layer."""
+        plot_pathway_shares(self.history, "energy", figure)
+
+
+def _optimizer(steps: int) -> optax.GradientTransformation:
+    return optax.adam(optax.cosine_decay_schedule(0.02, steps, 0.01))
+
+
+def _scheme(steps: int) -> Laplace:
+    return Laplace(
+        _optimizer(steps),
+        optimise=("strength",),
+        hyper_optimizer=optax.adam(0.05),
+        burn_in=steps // 10,
+        refresh=max(1, steps // 40),
+        hyper_steps=5,
+        trust=0.25,
+        whiten=True,
+        probes=4,
+    )
+
+
+def learn(job: Job) -> Outcome:
+    """Fits the net and scores its mode."""
+    x, y, x_test, y_test, transforms = job.data()
+    problem, spec = Problem(job.model), job.model.spec
+    history: list[tuple[int, PathwayShares]] = []
+
+    def watch(progress: Progress) -> None:
+        history.append((progress.step, pathway_shares(spec, progress.state.z, x[:100])))
+
+    scheme = _scheme(job.steps) if job.learned else MAP(_optimizer(job.steps), whiten=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", CollapseWarning)
+        found = fit(
+            problem,
+            scheme,
+            jax.random.key(job.seed),
+            x,
+            y,
+            num_steps=job.steps,
+            batch_size=min(100, len(x)),
+            callbacks=(watch,) if job.learned else (),
+            progress=False,
+        )
+    posterior = found.posterior
+    params = posterior.mean if isinstance(posterior, GaussianPosterior) else found.state.z
+    weights = {name.removeprefix("net."): value for name, value in params.items() if name.startswith("net.")}
+    predict = jax.jit(lambda x: jax.nn.softmax(spec.apply(weights, x)))
+    quality = calibration(predict(jnp.asarray(x_test)), y_test)
+    by_transform = np.stack([np.asarray(predict(jnp.asarray(some))) for some in transforms])
+    labels = by_transform.argmax(axis=-1)
+    scores: dict[str, Any] = {
+        "model": job.model.variant,
+        "inference": "evidence" if job.learned else "map",
+        "accuracy": quality.accuracy,
+        "accuracy_se": quality.accuracy_se,
+        "nll": quality.nll,
+        "nll_se": quality.nll_se,
+        "agreement": float(np.mean(labels[:, None] == labels[None])),
+        "parameters": spec.num_weights(),
+        "log_evidence": None,
+        "evidence_kind": None,
+        "steps": job.steps,
+        "seconds": round(found.seconds, 1),
+    }
+    if not job.learned:
+        return Outcome(scores, None, history)
+    assert isinstance(posterior, GaussianPosterior) and posterior.log_evidence is not None
+    scores["log_evidence"] = float(posterior.log_evidence)
+    scores["log_evidence_per_row"] = scores["log_evidence"] / len(x)
+    scores["evidence_kind"] = posterior.evidence_kind
+    strengths = np.exp(np.asarray(params["strength"]))
+    gamma = posterior.effective_parameters()
+    return Outcome(scores, pathway_shares(spec, params, x_test, gamma=gamma, strengths=list(strengths)), history)
+
+
+def rows_of(outcome: Outcome) -> list[dict[str, Any]]:
+    """One flat row for the net, and one per layer and pathway of a learned one."""
+    name = {key: outcome.scores[key] for key in ("model", "inference")}
+    rows = [outcome.scores]
+    if outcome.shares is not None:
+        verdicts = outcome.shares.verdicts()
+        rows += [{**name, **share._asdict(), "verdict": verdicts.get(share.layer)} for share in outcome.shares.rows]
+    return rows
