@@ -37,7 +37,7 @@ types: $(TYPED)
 	@echo "types: clean"
 
 suite: $(INSTALLED)
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 acceptance: $(INSTALLED)
 	@$(BIN)/python -m pytest -m acceptance

@@ -1,5 +1,10 @@
-"""Strict numerics for every test: no rank promotion, NumPyro's validation on, float32 unless a test asks for `x64`."""
+"""Strict numerics for every test: no rank promotion, NumPyro's validation on, float32 unless a test asks for `x64`.
 
+Tests compile thousands of small programs that run for a moment each, so the compiler is told not to optimise them (docs/decisions.md).
+Programs in processes of their own keep its defaults, as users have them; flags of yours in XLA_FLAGS come last and win.
+"""
+
+import gc
 import os
 
 
@@ -12,6 +17,24 @@ import numpyro
 import pytest
 
 
+def start_compiler(*flags: str) -> None:
+    """Starts XLA in this process with these flags, and leaves the environment as it is."""
+    given = os.environ.get("XLA_FLAGS")
+    os.environ["XLA_FLAGS"] = " ".join([*flags, given or ""])
+    jax.devices()  # reads the flags, once
+    if given is None:
+        del os.environ["XLA_FLAGS"]
+    else:
+        os.environ["XLA_FLAGS"] = given
+
+
+start_compiler(
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+)
+gc.set_threshold(50_000, 20, 100)  # traces are many small objects that stay: looking through them all takes a tenth of the time
 jax.config.update("jax_numpy_rank_promotion", "raise")
 numpyro.enable_validation()
 
