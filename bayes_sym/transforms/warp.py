@@ -1,4 +1,4 @@
-"""One bilinear warp of a batch of images by an affine map per example: a single gather, whatever the map was composed of."""
+"""One bilinear warp of a batch of images by an affine map per example, whatever the map was composed of."""
 
 from __future__ import annotations
 
@@ -45,25 +45,43 @@ def affine_warp(x: jax.Array, matrix: jax.Array) -> jax.Array:
     top, left = jnp.floor(row), jnp.floor(column)
     down, right = (row - top)[..., None], (column - left)[..., None]
 
-    # The four corners of every cell lie side by side, so one gather brings them all: XLA-CPU pays per index, not per number.
     bordered = jnp.pad(x, ((0, 0), (1, 2), (1, 2), (0, 0)))
-    corners = [bordered[:, i : i + height + 2, j : j + width + 2] for i in (0, 1) for j in (0, 1)]
-    cells = jnp.concatenate(corners, axis=-1).reshape(batch, -1, 4 * channels)
-    index = ((top + 1) * (width + 2) + left + 1).astype(int).reshape(batch, -1)
-    found = jax.vmap(lambda cells, index: jnp.take(cells, index, axis=0, mode="clip"))(cells, index)
-    found = found.reshape(batch, height, width, 4, channels)
-    upper = (1 - right) * found[..., 0, :] + right * found[..., 1, :]
-    lower = (1 - right) * found[..., 2, :] + right * found[..., 3, :]
-    warped = (1 - down) * upper + down * lower
+    pixels, stride = bordered.reshape(batch, -1, channels), width + 3
+    index = ((top + 1) * stride + left + 1).astype(int).reshape(batch, -1)
 
-    # At home the slopes above are those of one side; these terms are 0 and turn their gradients into the means of both.
+    def corner(offset: int) -> jax.Array:
+        found = jax.vmap(lambda pixels, index: jnp.take(pixels, index, axis=0, mode="clip"))(pixels, index + offset)
+        return found.reshape(x.shape)
+
+    upper = (1 - right) * corner(0) + right * corner(1)
+    lower = (1 - right) * corner(stride) + right * corner(stride + 1)
+    warped = (1 - down) * upper + down * lower
     rows, columns = np.indices((height, width))
     home = ((row == rows[None]) & (column == columns[None]))[..., None]
     around = bordered[:, : height + 2, : width + 2]
-    bend_down = around[:, 2:, 1:-1] - 2 * x + around[:, :-2, 1:-1]
-    bend_right = around[:, 1:-1, 2:] - 2 * x + around[:, 1:-1, :-2]
-    slope = _gradient_only(down) * bend_down + _gradient_only(right) * bend_right
-    return warped - jnp.where(home, slope / 2, 0)
+    return warped + _even_slopes(down, right, around, home)
+
+
+@jax.custom_jvp
+def _even_slopes(down: jax.Array, right: jax.Array, around: jax.Array, home: jax.Array) -> jax.Array:
+    """0, with a gradient that turns the slopes of one side into the means of both where pixels are at home.
+
+    Args:
+        down, right: how far each pixel is from the corner of its cell, (batch, height, width, 1).
+        around: the images with a border of one pixel.
+        home: which pixels stay exactly in their place.
+    """
+    batch, height, width, channels = around.shape
+    return jnp.zeros((batch, height - 2, width - 2, channels), around.dtype)
+
+
+@_even_slopes.defjvp
+def _even_slopes_jvp(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+    down, right, around, home = primals
+    bend_down = around[:, 2:, 1:-1] - 2 * around[:, 1:-1, 1:-1] + around[:, :-2, 1:-1]
+    bend_right = around[:, 1:-1, 2:] - 2 * around[:, 1:-1, 1:-1] + around[:, 1:-1, :-2]
+    change = tangents[0] * jnp.where(home, bend_down / -2, 0) + tangents[1] * jnp.where(home, bend_right / -2, 0)
+    return _even_slopes(down, right, around, home), change
 
 
 def _sources(matrix: jax.Array, height: int, width: int) -> tuple[jax.Array, jax.Array]:
@@ -78,8 +96,3 @@ def _sources(matrix: jax.Array, height: int, width: int) -> tuple[jax.Array, jax
     row = (d * down - b * right) / determinant + matrix.dtype.type(middle[0])
     column = (a * right - c * down) / determinant + matrix.dtype.type(middle[1])
     return row, column
-
-
-def _gradient_only(value: jax.Array) -> jax.Array:
-    """0, with the gradient of `value`."""
-    return value - jax.lax.stop_gradient(value)

@@ -1,0 +1,103 @@
+"""What augmentation costs: composed against sequential warps, and cached against computed frequency shifts.
+
+    python benchmarks/augmentation.py             128 images of 32x32x3; 128 series of 1,000 samples, float32
+    python benchmarks/augmentation.py --small     a few seconds, to see that it runs
+
+What is compared is timed in turns in one process; every time is the smallest of several repeats after a warm-up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bayes_sym.transforms import Chain, FrequencyShift, Rotate, ShearX, ShearY, TranslateX, TranslateY
+
+
+FIVE = Chain((TranslateX(), TranslateY(), Rotate(180.0), ShearX(), ShearY()))
+
+LIMITS = (
+    ("warps in turn", "composed warp", 5.0),
+    ("warps in turn, gradient", "composed warp, gradient", 5.0),
+    ("shift", "shift, cached", 3.0),
+    ("shift, gradient", "shift, cached, gradient", None),
+)
+
+
+def smallest(fns: dict[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
+    """The smallest time of each, the calls interleaved, after a warm-up of two calls each."""
+    best = dict.fromkeys(fns, float("inf"))
+    for fn in fns.values():
+        for _ in range(2):
+            jax.block_until_ready(fn())
+    end, rounds = time.perf_counter() + seconds, 0
+    while time.perf_counter() < end or rounds < 3:
+        for name, fn in fns.items():
+            for _ in range(3):  # in a row, so that each is timed with its own data in the caches
+                started = time.perf_counter()
+                jax.block_until_ready(fn())
+                best[name] = min(best[name], time.perf_counter() - started)
+        rounds += 1
+    return best
+
+
+def warps(count: int, size: int) -> dict[str, Callable[[], Any]]:
+    """Five affine operations by one warp, and by five; values, and gradients in the magnitudes."""
+    x = jnp.asarray(np.random.default_rng(0).random((count, size, size, 3)), jnp.float32)
+    u = FIVE.draw(jax.random.key(0), x)
+    magnitudes = jnp.full(5, 0.5)
+
+    def in_turn(x: jax.Array, magnitudes: jax.Array, u: jax.Array) -> jax.Array:
+        for k, operation in enumerate(FIVE.operations):
+            x = operation.apply(x, magnitudes[k], u[:, k : k + 1])
+        return x
+
+    found: dict[str, Callable[[], Any]] = {}
+    for name, apply in (("composed warp", FIVE.apply), ("warps in turn", in_turn)):
+        value = jax.jit(apply)
+        slope = jax.jit(jax.grad(lambda m, x, u, apply=apply: (apply(x, m, u) ** 2).sum()))
+        found[name] = lambda value=value: value(x, magnitudes, u)
+        found[f"{name}, gradient"] = lambda slope=slope: slope(magnitudes, x, u)
+    return found
+
+
+def shifts(count: int, length: int) -> dict[str, Callable[[], Any]]:
+    """A frequency shift with its Fourier transforms, and with the quadrature given."""
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((count, length, 1)), jnp.float32)
+    shift = FrequencyShift(2.0, 100.0)
+    u, prepared = shift.draw(jax.random.key(0), x), shift.prepare(x)
+    value = jax.jit(shift.apply)
+    slope = jax.jit(jax.grad(lambda m, x, u, prepared: (shift.apply(x, m, u, prepared) ** 2).sum()))
+    return {
+        "shift": lambda: value(x, 0.5, u),
+        "shift, cached": lambda: value(x, 0.5, u, prepared),
+        "shift, gradient": lambda: slope(0.5, x, u, None),
+        "shift, cached, gradient": lambda: slope(0.5, x, u, prepared),
+    }
+
+
+def main() -> None:
+    """Times everything and prints the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--small", action="store_true", help="small arrays, to see that it runs")
+    parser.add_argument("--seconds", type=float, default=10.0, help="how long to repeat each comparison")
+    options = parser.parse_args()
+    count, size, length = (8, 16, 200) if options.small else (128, 32, 1000)
+    print(f"{count} images {size}x{size}x3, {count} series of {length}, float32, jax {jax.__version__} on {jax.devices()[0]}")
+    found = {**smallest(warps(count, size), options.seconds), **smallest(shifts(count, length), options.seconds)}
+    for name, seconds in found.items():
+        print(f"{name:28s}{1e3 * seconds:9.3f} ms")
+    for slow, fast, limit in LIMITS:
+        ratio = found[slow] / found[fast]
+        verdict = "" if limit is None else f" (at least {limit:g}: {'held' if ratio >= limit else 'MISSED'})"
+        print(f"{slow} / {fast}: {ratio:.2f}{verdict}")
+
+
+if __name__ == "__main__":
+    main()
