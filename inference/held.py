@@ -60,10 +60,14 @@ class HeldEvidence:
 
     def __call__(self, fixed: Mapping[str, jax.Array]) -> Evidence:
         """The evidence at these values of the held sites."""
-        here = {name: jnp.asarray(value) for name, value in fixed.items()}
-        return price(
-            self.problem, self.z, here, self.data, self.pieces, self.likelihood, self.gradient, self.kind, self.untapped, None
-        )
+        return _priced(self, {name: jnp.asarray(value) for name, value in fixed.items()})
+
+
+@jax.jit
+def _priced(held: HeldEvidence, fixed: Values) -> Evidence:
+    return price(
+        held.problem, held.z, fixed, held.data, held.pieces, held.likelihood, held.gradient, held.kind, held.untapped, None
+    )
 
 
 def hold_evidence(
