@@ -50,3 +50,10 @@ def x64() -> Iterator[None]:
 def key() -> jax.Array:
     """A key; tests that need more split it."""
     return jax.random.key(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs() -> Iterator[None]:
+    """Drops the programs of a file after its last test: no other file runs them, and together they fill gigabytes."""
+    yield
+    jax.clear_caches()
