@@ -1,5 +1,7 @@
 """Layers: frozen specifications of maps with weights, their symmetry, and `random_module`, which samples them."""
 
+from .augment import Augment as Augment
+from .augment import Prepared as Prepared
 from .compose import Residual as Residual
 from .compose import Sequential as Sequential
 from .conv import Conv as Conv
@@ -19,5 +21,6 @@ from .pointwise import Activation as Activation
 from .pointwise import Flatten as Flatten
 from .pointwise import Pool as Pool
 from .polyphase import Polyphase as Polyphase
+from .selection import Selection as Selection
 from .sparse_conv import SparseConv as SparseConv
 from .sparse_factored import SparseFactored as SparseFactored

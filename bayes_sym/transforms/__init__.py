@@ -17,6 +17,8 @@ from .colour import Contrast as Contrast
 from .colour import Hue as Hue
 from .colour import Invert as Invert
 from .colour import Saturation as Saturation
+from .draws import copy_uniforms as copy_uniforms
+from .draws import row_ids as row_ids
 from .filters import Blur as Blur
 from .filters import Sharpness as Sharpness
 from .flips import GroupAction as GroupAction

@@ -59,29 +59,29 @@ def affine_warp(x: jax.Array, matrix: jax.Array) -> jax.Array:
     rows, columns = np.indices((height, width))
     home = ((row == rows[None]) & (column == columns[None]))[..., None]
     around = bordered[:, : height + 2, : width + 2]
-    return warped + _even_slopes(down, right, around, home)
+    return _with_even_slopes(warped, down, right, around, home)
 
 
 @jax.custom_jvp
-def _even_slopes(down: jax.Array, right: jax.Array, around: jax.Array, home: jax.Array) -> jax.Array:
-    """0, with a gradient that turns the slopes of one side into the means of both where pixels are at home.
+def _with_even_slopes(warped: jax.Array, down: jax.Array, right: jax.Array, around: jax.Array, home: jax.Array) -> jax.Array:
+    """`warped`, with a gradient in which the slopes of one side become the means of both where pixels are at home.
 
     Args:
+        warped: the warped images, with slopes of one side.
         down, right: how far each pixel is from the corner of its cell, (batch, height, width, 1).
         around: the images with a border of one pixel.
         home: which pixels stay exactly in their place.
     """
-    batch, height, width, channels = around.shape
-    return jnp.zeros((batch, height - 2, width - 2, channels), around.dtype)
+    return warped
 
 
-@_even_slopes.defjvp
-def _even_slopes_jvp(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-    down, right, around, home = primals
+@_with_even_slopes.defjvp
+def _with_even_slopes_jvp(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+    warped, _, _, around, home = primals
     bend_down = around[:, 2:, 1:-1] - 2 * around[:, 1:-1, 1:-1] + around[:, :-2, 1:-1]
     bend_right = around[:, 1:-1, 2:] - 2 * around[:, 1:-1, 1:-1] + around[:, 1:-1, :-2]
-    change = tangents[0] * jnp.where(home, bend_down / -2, 0) + tangents[1] * jnp.where(home, bend_right / -2, 0)
-    return _even_slopes(down, right, around, home), change
+    change = tangents[1] * jnp.where(home, bend_down / -2, 0) + tangents[2] * jnp.where(home, bend_right / -2, 0)
+    return warped, tangents[0] + change
 
 
 def _sources(matrix: jax.Array, height: int, width: int) -> tuple[jax.Array, jax.Array]:
