@@ -383,10 +383,9 @@ def test_every_scheme_fits_an_augmented_net(scheme, key):
         many = predict(problem.with_modules({"net": replace(spec, copies=16)}), draws, key, X)
         assert 0 < np.abs(many - few).max() < 0.2
         x, y = jnp.asarray(X), jnp.asarray(LABELS)
-        densities = [
-            jax.jit(lambda key: problem.log_density({k: v[0] for k, v in draws.items()}, (x, y), key=key).likelihood)(k)
-            for k in (key, key, jax.random.key(5))
-        ]
+        values = {name: value[0] for name, value in draws.items()}
+        likelihood = jax.jit(lambda key: problem.log_density(values, (x, y), key=key).likelihood)
+        densities = [likelihood(k) for k in (key, key, jax.random.key(5))]
         assert densities[0] == densities[1] != densities[2]
 
 
@@ -409,6 +408,7 @@ def test_the_model_is_one_of_numpyros(key):
     [
         (lambda: Augment(NET, ()), OptionError, "layers of Augment must be Selection layers, or operations"),
         (lambda: Augment(NET, (Selection((Rotate(),)), Rotate())), OptionError, "layers of Augment must be Selection layers"),
+        (lambda: Augment(Augment(NET, Rotate()), Rotate()), OptionError, "give all layers of augmentation to one of them"),
         (lambda: Augment(NET, Rotate(), copies=0), OptionError, "copies must be a number of at least 1, got 0"),
         (lambda: Augment(NET, Rotate(), noise="sobol"), OptionError, "noise must be one of independent, stratified, antithetic"),
         (lambda: Augment(NET, Rotate(), average="votes"), OptionError, "average must be 'logits', 'probabilities' or None"),

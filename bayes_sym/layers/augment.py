@@ -88,6 +88,8 @@ class Augment(Layer):
         object.__setattr__(self, "layers", members)
         if not members or not all(isinstance(member, Selection) for member in members):
             raise OptionError(f"layers of Augment must be Selection layers, or operations for one of them, got {members}")
+        if any(site.name.startswith("augment.") for site in self.net.sites()):
+            raise OptionError("the net of Augment holds an Augment at its top: give all layers of augmentation to one of them")
         if not isinstance(self.copies, int) or self.copies < 1:
             raise OptionError(f"copies must be a number of at least 1, got {self.copies!r}")
         if self.noise not in COUPLINGS:

@@ -50,7 +50,7 @@ def warp_by(operations: Sequence[Affine], x: jax.Array, magnitudes: Sequence[jax
     product: jax.Array | None = None
     for operation, magnitude, u in zip(operations, magnitudes, us, strict=True):
         matrix = operation.matrix(magnitude, u, grid)
-        product = matrix if product is None else matrix @ product
+        product = matrix if product is None else jnp.matmul(matrix, product, precision="highest")
     assert product is not None
     return affine_warp(x, product)
 

@@ -24,7 +24,7 @@ def luma(x: jax.Array) -> jax.Array:
     """The brightness of every pixel, (batch, height, width, 1): BT.601 for three channels, else the mean over channels."""
     if x.shape[-1] != 3:
         return x.mean(axis=-1, keepdims=True)
-    return (x @ jnp.asarray(_LUMA, x.dtype))[..., None]
+    return jnp.matmul(x, jnp.asarray(_LUMA, x.dtype)[:, None], precision="highest")
 
 
 def _needs_colours(transform: Transform, x: jax.Array) -> None:
@@ -109,7 +109,7 @@ class Hue(Transform):
         angle = beside(signed(2 * math.pi * self.limit * magnitude, u[:, 0]), x)
         across = jnp.asarray(np.array([[0, 1, -1], [-1, 0, 1], [1, -1, 0]]) / math.sqrt(3), x.dtype)
         mean = x.mean(axis=-1, keepdims=True)
-        return mean + jnp.cos(angle) * (x - mean) + jnp.sin(angle) * (x @ across)
+        return mean + jnp.cos(angle) * (x - mean) + jnp.sin(angle) * jnp.matmul(x, across, precision="highest")
 
 
 @dataclass(frozen=True)

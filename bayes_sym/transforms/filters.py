@@ -62,10 +62,10 @@ class Blur(Transform):
         (of_rows, slow), (of_columns, fast) = (_cosines(size) for size in x.shape[1:3])
         rows, columns = jnp.asarray(of_rows, x.dtype), jnp.asarray(of_columns, x.dtype)
         frequencies = jnp.asarray((slow[:, None] + fast[None, :])[None, :, :, None], x.dtype)
-        waves = jnp.einsum("rk,nrcd,cl->nkld", rows, x, columns)
+        waves = jnp.einsum("rk,nrcd,cl->nkld", rows, x, columns, precision="highest")
         # what is taken away, so that nothing is lost to rounding at v = 0
         waves = waves * jnp.expm1(-beside(variance, x) * frequencies)
-        return x + jnp.einsum("rk,nkld,cl->nrcd", rows, waves, columns)
+        return x + jnp.einsum("rk,nkld,cl->nrcd", rows, waves, columns, precision="highest")
 
 
 @lru_cache(maxsize=64)

@@ -75,10 +75,10 @@ class SensorRotation(Transform):
         turned = jnp.broadcast_to(places[None], (angle.shape[0], *places.shape))
         turned = turned.at[:, :, i].set(cos * places[None, :, i] - sin * places[None, :, j])
         turned = turned.at[:, :, j].set(sin * places[None, :, i] + cos * places[None, :, j])
-        kernel = spherical_spline(turned @ places.T, self.stiffness)
+        kernel = spherical_spline(jnp.matmul(turned, places.T, precision="highest"), self.stiffness)
         inverse, still = _solved(self)
         change = kernel - jnp.asarray(still, x.dtype)[None]
-        return x + jnp.einsum("nij,jk,ntk->nti", change, jnp.asarray(inverse, x.dtype), x)
+        return x + jnp.einsum("nij,jk,ntk->nti", change, jnp.asarray(inverse, x.dtype), x, precision="highest")
 
 
 def spherical_spline(cosine: Any, stiffness: int = 4) -> Any:
