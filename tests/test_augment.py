@@ -138,8 +138,10 @@ def test_all_is_a_chain_and_layers_follow_each_other(key):
     weights = values_of(spec)
     assert [site.name for site in spec.sites()][-2:] == ["augment.0.magnitude", "augment.1.magnitude"]
     u = spec.draw(key, jnp.asarray(X))
-    found = jax.jit(spec.transform)(weights, jnp.asarray(X), u)
-    assert found.shape == (6, 2, 4, 4, 1)
+    transform = jax.jit(spec.transform)
+    transform(values_of(spec, seed=2), jnp.asarray(X), u)
+    found = transform(weights, jnp.asarray(X), u)
+    assert found.shape == (6, 2, 4, 4, 1) and transform._cache_size() == 1
     for copy in range(2):
         step = chained(OPERATIONS, X, weights["augment.0.magnitude"], u[:, copy, :3])
         step = chained((Invert(), ShearX()), step, weights["augment.1.magnitude"], u[:, copy, 3:])
@@ -227,6 +229,20 @@ def test_prepared_quadratures_and_banks_reach_their_operations(key):
     assert np.abs(found[:, 0] - (0.6 * series + 0.4 * 5)).max() < 1e-4
 
 
+def test_marginalised_copies_bound_the_likelihood_the_better_the_more_there_are(key):
+    spec = Augment(NET, (Rotate(180.0), Brightness()), noise="independent", average="probabilities")
+    weights, x = values_of(spec, **{"augment.0.magnitude": [0.8, 0.8]}), jnp.asarray(X)
+    keys = jax.random.split(key, 100)
+
+    def log_likelihood(copies):
+        run = lambda: replace(spec, copies=copies).apply(weights, x)  # noqa: E731
+        logits = jax.vmap(lambda key: numpyro.handlers.seed(run, key)())(keys)
+        return jax.nn.log_softmax(logits)[:, np.arange(6), LABELS].sum(axis=1).mean()
+
+    one, few, many = jax.jit(lambda: [log_likelihood(copies) for copies in (1, 3, 30)])()
+    assert one < few < many < 0 and many - few < few - one  # log-mean-exp: rows are never counted more than once
+
+
 # Finite sets, exactly
 
 
@@ -289,6 +305,8 @@ def test_reports_are_in_physical_units():
     assert [float(r["probability"]) for r in rows] == pytest.approx([0.5, 0.5, 1])
     draws = spec.report({name: jnp.stack([value] * 5) for name, value in weights.items()})
     assert draws[0]["range"].shape == (5,) and draws[1]["probability"].shape == (5,)
+    full = {f"net.{name}": value for name, value in weights.items()}
+    assert spec.report(full, module="net") == rows and spec.norm(full, module="net") == spec.norm(weights)
 
 
 # Models
@@ -430,6 +448,8 @@ def test_the_model_is_one_of_numpyros(key):
         (lambda: Selection((Rotate(),), start=(0.1, 0.2)), OptionError, "one for all or one for each of 1 operations"),
         (lambda: Selection((Rotate(),), temperature=0.0), OptionError, "temperature and relaxation must be positive"),
         (lambda: copy_uniforms(jax.random.key(0), jnp.arange(2), 2, np.ones(1, bool), "x"), OptionError, "one of independent"),
+        (lambda: Augment(NET, Rotate()).apply({}, X[..., 0]), ShapeError, "Rotate takes .batch, height, width, channels., got"),
+        (lambda: Augment(NET, Rotate()).apply({}, X.astype(int)), ShapeError, "Rotate takes floats, got int64"),
         (lambda: seen_by_the_net(Augment(NET, SamplePairing()), {"augment.0.magnitude": jnp.ones(1)}, X), OptionError, "bank"),
         (
             lambda: Augment(Sequential([Conv(1, 2), Flatten(), Dense(32, 1)]), Rotate()).representations(

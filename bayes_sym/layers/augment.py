@@ -20,7 +20,7 @@ from ..representations import Representation
 from ..transforms import Finite, Transform
 from ..transforms.chain import split
 from ..transforms.draws import COUPLINGS, copy_uniforms, row_ids
-from .layer import Field, Layer, Role, Site, Stage, Weights, under
+from .layer import Field, Layer, Role, Site, Stage, Weights, join, under
 from .selection import Selection
 
 
@@ -120,6 +120,8 @@ class Augment(Layer):
     def apply(self, weights: Weights, x: jax.Array | Prepared, *, path: str = "") -> jax.Array:
         """(batch, ...) to the averaged outputs (batch, outputs), or (batch, copies, outputs) without an average."""
         x, given = x if isinstance(x, Prepared) else (x, {})
+        for op in itertools.chain.from_iterable(layer.operations for layer in self.layers):
+            op.check_batch(x)
         inner = {name: value for name, value in weights.items() if not name.startswith("augment.")}
         if self.exact:
             versions, probability = self.outcomes(weights, x)
@@ -186,35 +188,44 @@ class Augment(Layer):
             versions, probability = layer.enumerated(under(weights, f"augment.{i}"), versions, probability)
         return jnp.moveaxis(versions, 0, 1), probability
 
-    def norm(self, weights: Weights) -> jax.Array:
+    def norm(self, weights: Weights, *, module: str = "") -> jax.Array:
         """|w * m|: the Euclidean norm of selection weights times magnitudes over all layers, with gradient 0 where it is 0.
 
-        The papers' losses subtract lambda times it, which is a log prior N lambda |w * m| (Rommel et al. 2022).
+        The papers' loss per example is less lambda times it, which is a log prior (Rommel et al. 2022). In a model of N rows::
+
+            net = random_module("net", spec)
+            numpyro.factor("reward", N * strength * spec.norm(net.weights))
+
+        Args:
+            weights: values of the sites by their names within the module, or by full names, under `module`.
+            module: the name of the module, or none.
         """
-        parts = [layer.weights(own) * own["magnitude"] for layer, own in zip(self.layers, self._values(weights), strict=True)]
+        values = self._values(weights, module)
+        parts = [layer.weights(own) * own["magnitude"] for layer, own in zip(self.layers, values, strict=True)]
         square = (jnp.concatenate(parts, axis=-1) ** 2).sum(axis=-1)
         return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
 
-    def report(self, weights: Weights) -> list[dict[str, Any]]:
+    def report(self, weights: Weights, *, module: str = "") -> list[dict[str, Any]]:
         """One row per layer and operation: its range in its own unit and how probable it is.
 
         Args:
-            weights: values of the sites by their names within the module; or draws of them, (draws, ...) each, and then
-                the numbers of a row are arrays over draws.
+            weights: values of the sites by their names within the module, or by full names, under `module`; or draws of
+                them, (draws, ...) each, and then the numbers of a row are arrays over draws.
+            module: the name of the module, or none.
 
         Returns:
             Rows of ``layer``, ``operation``, ``unit``, ``magnitude``, ``range`` and ``probability``.
         """
         rows = []
-        for i, (layer, own) in enumerate(zip(self.layers, self._values(weights), strict=True)):
+        for i, (layer, own) in enumerate(zip(self.layers, self._values(weights, module), strict=True)):
             magnitude, probability = np.asarray(own["magnitude"]), np.asarray(layer.weights(own))
             for k, op in enumerate(layer.operations):
                 found = {"layer": i, "operation": type(op).__name__, "unit": op.unit, "magnitude": magnitude[..., k]}
                 rows.append({**found, "range": op.physical(magnitude[..., k]), "probability": probability[..., k]})
         return rows
 
-    def _values(self, weights: Weights) -> list[dict[str, jax.Array]]:
-        return [under(weights, f"augment.{i}") for i in range(len(self.layers))]
+    def _values(self, weights: Weights, module: str) -> list[dict[str, jax.Array]]:
+        return [under(weights, join(module, f"augment.{i}")) for i in range(len(self.layers))]
 
     def representations(self, field: Field, outputs: Iterator[Representation]) -> tuple[dict[str, Representation], Field]:
         """None: what noise does to an input does not commute with a group.
