@@ -70,14 +70,15 @@ def test_numbers_belong_to_rows_wherever_they_stand(key):
     draws = jax.jit(spec.draw)
     u = draws(key, x)
     assert u.shape == (7, 3, 3) and len(set(np.asarray(row_ids(x)).tolist())) == 7
-    order = np.array([4, 0, 2])
+    order = np.array([4, 0, 2, 6, 1, 5, 3])
     assert (draws(key, x[order]) == u[order]).all()
-    assert (jax.vmap(lambda row: spec.draw(key, row[None])[0])(x) == u).all()
-    assert (row_ids(jnp.zeros((1, 3))) == row_ids(-jnp.zeros((1, 3)))).all()
+    assert (jax.jit(jax.vmap(lambda row: spec.draw(key, row[None])[0]))(x) == u).all()
+    ids = jax.jit(row_ids)
+    assert (ids(jnp.zeros((7, 3))) == ids(-jnp.zeros((7, 3)))).all()
     with jax.enable_x64(True):
-        assert (row_ids(jnp.asarray(np.asarray(x), jnp.float64)) == row_ids(x)).all()
+        assert (ids(np.asarray(x, np.float64)) == ids(x)).all()
     assert np.abs(draws(jax.random.key(1), x) - u).max() > 0.1
-    shared = replace(spec, shared=True).draw(key, x)
+    shared = jax.jit(replace(spec, shared=True).draw)(key, x)
     assert (shared == shared[:1]).all() and np.abs(shared[0, 0] - shared[0, 1]).max() > 0
 
 
@@ -359,7 +360,7 @@ def test_curvature_by_taps_is_curvature_by_rows(x64):
 
 
 def test_the_evidence_has_the_gradient_of_finite_differences_in_the_magnitudes(x64):
-    spec = Augment(Sequential([Flatten(), Dense(9, 3)]), (Rotate(180.0), TranslateX()), copies=4)
+    spec = Augment(Sequential([Flatten(), Dense(9, 3)]), (Rotate(180.0), Brightness()), copies=3)
     problem = classifier(spec)
     params = {f"net.{name}": value for name, value in values_of(spec).items()}
     x = np.asarray(X, float)[:, :3, :3]
@@ -367,7 +368,7 @@ def test_the_evidence_has_the_gradient_of_finite_differences_in_the_magnitudes(x
     @jax.jit
     def value(magnitude):
         return log_evidence(
-            problem, {**params, "net.augment.0.magnitude": magnitude}, x, LABELS, curvature="ekfac", optimise=("net.augment.*",)
+            problem, {**params, "net.augment.0.magnitude": magnitude}, x, LABELS, curvature="block", optimise=("net.augment.*",)
         ).value
 
     at = jnp.array([0.3, 0.4])
@@ -375,7 +376,7 @@ def test_the_evidence_has_the_gradient_of_finite_differences_in_the_magnitudes(x
     for k in range(2):
         step = 1e-5 * np.eye(2)[k]
         difference = float(value(at + step) - value(at - step)) / 2e-5
-        assert float(slope[k]) == pytest.approx(difference, rel=1e-2)
+        assert float(slope[k]) == pytest.approx(difference, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -408,7 +409,7 @@ def test_every_scheme_fits_an_augmented_net(scheme, key):
 
 
 def test_the_model_is_one_of_numpyros(key):
-    spec = Augment(NET, OPERATIONS[1:], copies=2)
+    spec = Augment(NET, OPERATIONS[2:], copies=2)
     model = classifier(spec).model
     values = {f"net.{name}": value for name, value in values_of(spec).items()}
     x, y = jnp.asarray(X), jnp.asarray(LABELS)

@@ -23,7 +23,8 @@ def row_ids(x: jax.Array) -> jax.Array:
 
     The same example has the same number alone, in any batch, on any device, and under `vmap` over rows. It has no gradient.
     """
-    values = jax.lax.stop_gradient(x).astype(jnp.float32).reshape(x.shape[0], -1) + 0.0  # -0 becomes 0
+    values = jax.lax.stop_gradient(x).astype(jnp.float32).reshape(x.shape[0], -1)
+    values = jnp.where(values == 0, 0.0, values)  # one zero; adding 0 would not do, the compiler may drop it
     bits = jax.lax.bitcast_convert_type(values, jnp.uint32)
     place = jnp.arange(bits.shape[1], dtype=jnp.uint32) * jnp.uint32(0x9E3779B9)
     return _scrambled(jnp.sum(_scrambled(bits + place[None]), axis=1, dtype=jnp.uint32))
