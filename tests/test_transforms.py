@@ -1,8 +1,10 @@
 """Operations: one table of all of them, and for each the identity at 0, exact gradients, growth, noise and its checks."""
 
+import ast
 import inspect
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import ClassVar
 
 import jax
@@ -221,6 +223,12 @@ def test_the_table_holds_every_operation():
     assert all(hash(op) == hash(replace(op)) and op == replace(op) for op in TABLE)
     assert all(op.physical(0.5) == pytest.approx(op.limit / 2) for op in TABLE if not isinstance(op, (Scale, Stretch)))
     assert Scale(2.0).physical(1.0) == pytest.approx(np.log(2))
+
+
+def test_the_room_lists_its_names_in_order():
+    imports = [node for node in ast.parse(Path(transforms.__file__).read_text()).body if isinstance(node, ast.ImportFrom)]
+    assert all(alias.asname == alias.name for node in imports for alias in node.names)
+    assert [node.module for node in imports] == sorted(node.module for node in imports)
 
 
 @cache
