@@ -19,20 +19,26 @@ __all__ = ["Polyphase"]
 
 @dataclass(frozen=True)
 class Polyphase(Layer):
-    """Keeps one of the `stride`^2 polyphase components x[:, i::stride, j::stride]: that with the largest value.
+    """Keeps one of the `stride`^2 polyphase components x[:, i::stride, j::stride]: that with the largest energy.
 
-    Plain subsampling keeps i = j = 0, whatever the image shows. Here every example chooses the component that holds its
-    largest entry over pixels and channels (Chaman and Dokmanic 2021), so a circular shift of the map by any number of
-    pixels is a circular shift of the result. The choice depends on the example alone, not on its batch, and is constant under
-    differentiation. It commutes with rotations and mirrors of maps with even sides, and with permutations of channels.
+    Plain subsampling keeps i = j = 0, whatever the image shows. Here every example chooses for itself (adaptive polyphase
+    sampling, Chaman and Dokmanic 2021), so a circular shift of the map by any number of pixels is a circular shift of the
+    result. The choice depends on the example alone, not on its batch, and is constant under differentiation. It commutes with
+    rotations and mirrors of maps with even sides, and with permutations of channels.
 
     Attributes:
         stride: step between samples; must divide the height and width.
+        choose: ``"energy"`` takes the component with the largest sum of max(x, 0)^2 over pixels and channels: what a
+            ReLU lets through. ``"max"`` takes the one that holds the largest entry, as published with residual
+            pathways; one entry decides less reliably (docs/decisions.md).
     """
 
     stride: int = 2
+    choose: str = "energy"
 
     def __post_init__(self) -> None:
+        if self.choose not in ("energy", "max"):
+            raise OptionError(f"choose must be 'energy' or 'max', got {self.choose!r}")
         if self.stride < 1:
             raise OptionError(f"the stride of Polyphase must be at least 1, got {self.stride}")
 
@@ -54,9 +60,10 @@ class Polyphase(Layer):
         pixels = np.arange(height * width).reshape(height // s, s, width // s, s).transpose(1, 3, 0, 2)
         components = jnp.take(x.reshape(batch, -1, channels), pixels.reshape(-1), axis=1, mode="clip")
         components = components.reshape(batch, s * s, -1, channels)
-        largest = jax.lax.stop_gradient(components).max(axis=(2, 3))
+        seen = jax.lax.stop_gradient(components)
+        score = (jnp.maximum(seen, 0) ** 2).sum(axis=(2, 3)) if self.choose == "energy" else seen.max(axis=(2, 3))
         # a product with the choice: a gather of other pixels for every example is slow, forwards and backwards
-        chosen = jax.nn.one_hot(largest.argmax(axis=1), s * s, dtype=x.dtype)
+        chosen = jax.nn.one_hot(score.argmax(axis=1), s * s, dtype=x.dtype)
         return jnp.einsum("bk,bkpc->bpc", chosen, components).reshape(batch, height // s, width // s, channels)
 
     def representations(self, field: Field, outputs: Iterator[Representation]) -> tuple[dict[str, Representation], Field]:
@@ -66,7 +73,7 @@ class Polyphase(Layer):
         if any(n % self.stride for n in field.grid):
             raise GroupActionError(f"Polyphase({self.stride}) needs sides that {self.stride} divides, got {field.grid}")
         if not field.channels.is_permutation:
-            raise GroupActionError(f"the largest value commutes with permutations of channels only, got {field.channels}")
+            raise GroupActionError(f"the choice of a component commutes with permutations of channels only, got {field.channels}")
         return {}, Field(field.channels, tuple(n // self.stride for n in field.grid))
 
     def stages(self) -> tuple[Stage, ...]:
