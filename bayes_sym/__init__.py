@@ -9,9 +9,10 @@ from . import groups as groups
 from . import layers as layers
 from . import priors as priors
 from . import representations as representations
+from . import transforms as transforms
 from .taps import tap as tap
 
 
 __version__ = importlib.metadata.version("bayes-sym")
 
-__all__ = ["datasets", "diagnostics", "errors", "groups", "layers", "priors", "representations", "tap"]
+__all__ = ["datasets", "diagnostics", "errors", "groups", "layers", "priors", "representations", "tap", "transforms"]

@@ -18,10 +18,11 @@ from .climb import climb_evidence, constrained, split_weights
 from .collapse import warn_if_collapsed
 from .curvature.measure import CURVATURES, measure, untapped
 from .curvature.site_priors import prior_parts
+from .curvature.view import EXACT, Probes
 from .evidence import Evidence, evaluate, evidence_kind
 from .map import ADAM
 from .posterior import GaussianPosterior
-from .problem import Problem, Structure, Values
+from .problem import Problem, Structure, Values, check_start
 from .rows import Data
 from .scheme import Info, Scheme
 from .whitening import whitened_update
@@ -64,11 +65,15 @@ class Laplace(Scheme):
         whiten: whether the optimiser sees the weights in units of their prior, theta = mean + L y with L L' the prior covariance.
             The modes are the same, but steps scale with strengths: a weight whose prior is narrow neither jitters nor
             diverges. Learning rates are then relative to 1 (about ten times those of plain weights).
+        start: what the first weights, drawn from the prior, are multiplied with. Under a wide prior a fraction keeps the
+            signals of a deep net in range at the start.
         update: ``"gradient"``, or ``"mackay"`` to move positive prior strengths by the fixed point that balances effective
             parameters and scatter (MacKay 1992), without a learning rate; sites that the likelihood depends on, and those
             that are not positive, take gradient steps.
         objective: the curvature of the evidence that is climbed, e.g. ``"ntk"``; None for that of the posterior.
-        probes: random probes per measurement of that objective, or ``"exact"``. The posterior's own curvature is exact.
+        probes: random probes per measurement of that objective, or ``"exact"``.
+        posterior_probes: the same for the curvature of the posterior at the end; with a number its evidence is an estimate
+            and no bound.
         block_size: rows per block of ``"ntk"``.
         subset: patterns of the sites to integrate over, e.g. ``("net.4.*",)``, or ``"last"`` for the last tapped weight and
             its bias; the other weights stay at the mode, and the evidence is conditional on them. None for all.
@@ -84,9 +89,11 @@ class Laplace(Scheme):
     hyper_steps: int = 20
     trust: float = 1.0
     whiten: bool = False
+    start: float = 1.0
     update: str = "gradient"
     objective: str | None = None
     probes: int | str = "exact"
+    posterior_probes: int | str = "exact"
     block_size: int = 128
     subset: tuple[str, ...] | str | None = None
     chunk: int | None = None
@@ -102,8 +109,10 @@ class Laplace(Scheme):
             )
         if self.update not in ("gradient", "mackay"):
             raise OptionError(f"update must be 'gradient' or 'mackay', got {self.update!r}")
-        if self.probes != "exact" and (not isinstance(self.probes, int) or self.probes < 1):
-            raise OptionError(f"probes must be 'exact' or a number of at least 1, got {self.probes!r}")
+        check_start(self.start)
+        for name, probes in (("probes", self.probes), ("posterior_probes", self.posterior_probes)):
+            if probes != "exact" and (not isinstance(probes, int) or probes < 1):
+                raise OptionError(f"{name} must be 'exact' or a number of at least 1, got {probes!r}")
         if not self.trust > 0:
             raise OptionError(f"trust is how far a site may move in one update, so it must be positive, got {self.trust}")
         if isinstance(self.optimise, str):
@@ -138,7 +147,7 @@ class Laplace(Scheme):
     def check_data(self, problem: Problem, data: Data) -> None:
         """Refuses priors and likelihoods that the curvature cannot price, by an abstract run of the end of the fit."""
         state = jax.eval_shape(partial(start_state, self, problem), jax.random.key(0), data)
-        jax.eval_shape(partial(_approximate, self, problem), state, data)
+        jax.eval_shape(partial(_approximate, self, problem), jax.random.key(0), state, data)
         if self.optimise:
             jax.eval_shape(partial(climb_evidence, self, problem), jax.random.key(0), state, data)
 
@@ -152,8 +161,8 @@ class Laplace(Scheme):
         return tuple(sorted({*found, num_steps - 1})) if found else ()
 
     def init(self, key: jax.Array, problem: Problem, data: Data) -> LaplaceState:
-        """Weights drawn from the prior, hyperparameters at their prior medians."""
-        values = problem.initial(key, data)
+        """Weights drawn from the prior times `start`, hyperparameters at their prior medians."""
+        values = problem.initial(key, data, start=self.start)
         held = problem.match(self.optimise, problem.structure(*data))
         hyper = {name: values[name] for name in held}
         z = {name: value for name, value in values.items() if name not in held}
@@ -181,7 +190,7 @@ class Laplace(Scheme):
 
     def posterior(self, key: jax.Array, state: LaplaceState, problem: Problem, data: Data, records: Any) -> GaussianPosterior:
         """The Gaussian at the last weights, with its evidence."""
-        found, evidence = _approximate(self, problem, state, data)
+        found, evidence = _approximate(self, problem, key, state, data)
         if not bool(jnp.isfinite(evidence.value)):
             raise CurvatureError(
                 f"the {evidence.kind} evidence is {evidence.value} (log likelihood {evidence.log_likelihood}): a prior has an indefinite "
@@ -196,13 +205,16 @@ class Laplace(Scheme):
 
 
 @partial(jax.jit, static_argnames=("scheme", "problem"))
-def _approximate(scheme: Laplace, problem: Problem, state: LaplaceState, data: Data) -> tuple[GaussianPosterior, Evidence]:
+def _approximate(
+    scheme: Laplace, problem: Problem, key: jax.Array, state: LaplaceState, data: Data
+) -> tuple[GaussianPosterior, Evidence]:
+    probes = EXACT if scheme.posterior_probes == "exact" else Probes(int(scheme.posterior_probes), key)
     z, rest = split_weights(scheme, problem, state, data)
     point = {**rest, **state.hyper}
     fixed = constrained(problem, state, point, data)
-    pieces = measure(problem, z, fixed, data, scheme.curvature, chunk=scheme.chunk)
+    pieces = measure(problem, z, fixed, data, scheme.curvature, probes=probes, chunk=scheme.chunk)
     names = untapped(problem, z, data, scheme.curvature)
-    evidence = evaluate(problem, z, fixed, data, pieces, evidence_kind(scheme.curvature), names)
+    evidence = evaluate(problem, z, fixed, data, pieces, evidence_kind(scheme.curvature, probes.count), names)
     parts = prior_parts(problem, z, fixed, data, tuple(piece.layout for piece in pieces))
     blocks = tuple(piece.posterior(part, piece.layout.flatten(z)) for piece, (part, _) in zip(pieces, parts, strict=True))
     example = problem.take(data, slice(0, 1))

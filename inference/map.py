@@ -10,7 +10,7 @@ import optax
 
 from . import rows
 from .posterior import PointPosterior
-from .problem import Problem, Values
+from .problem import Problem, Structure, Values, check_start
 from .rows import Data
 from .scheme import Info, Scheme
 from .whitening import whitened_update
@@ -39,14 +39,20 @@ class MAP(Scheme):
     Attributes:
         optimizer: an optax optimiser of the negative log joint per row.
         whiten: whether it sees the weights in units of their prior, as in `Laplace`.
+        start: what the first weights are multiplied with, as in `Laplace`.
     """
 
     optimizer: optax.GradientTransformation = ADAM
     whiten: bool = False
+    start: float = 1.0
+
+    def check(self, problem: Problem, structure: Structure, num_steps: int) -> None:
+        """Refuses a start that is no factor."""
+        check_start(self.start)
 
     def init(self, key: jax.Array, problem: Problem, data: Data) -> MAPState:
-        """A draw of the weights from the prior, hyperparameters at their medians."""
-        z = problem.initial(key, data)
+        """A draw of the weights from the prior times `start`, hyperparameters at their medians."""
+        z = problem.initial(key, data, start=self.start)
         return MAPState(z, self.optimizer.init(z))
 
     def step(self, key: jax.Array, state: MAPState, problem: Problem, batch: Data, factor: jax.Array) -> tuple[MAPState, Info]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -15,7 +16,7 @@ from numpyro.distributions import biject_to
 
 from bayes_sym import _numpyro
 from bayes_sym._numpyro import At, Messenger
-from bayes_sym.errors import DataError, ModelError, TapError
+from bayes_sym.errors import DataError, ModelError, OptionError, TapError
 from bayes_sym.layers.layer import Layer
 from bayes_sym.layers.module import ReplaceModules
 from bayes_sym.taps import TapMeta, TapRecorder
@@ -25,7 +26,7 @@ from .prior_parts import gaussian_part
 from .rows import Data
 
 
-__all__ = ["LatentSite", "LogDensity", "Problem", "Structure"]
+__all__ = ["LatentSite", "LogDensity", "Problem", "Structure", "check_start"]
 
 Values = dict[str, jax.Array]
 
@@ -184,10 +185,11 @@ class Problem:
         sites, _ = self.latent_trace(data, constrained=values)
         return {name: _numpyro.unconstrain(sites[name], value) for name, value in values.items()}
 
-    def initial(self, key: jax.Array, data: Data) -> Values:
-        """Unconstrained starting values: weights drawn from the prior, hyperparameters at their prior medians."""
-        structure = self.structure(*data)
-        return _initial(self, tuple(structure.weights), key, data)
+    def initial(self, key: jax.Array, data: Data, start: float = 1.0) -> Values:
+        """Unconstrained starting values: weights drawn from the prior times `start`, hyperparameters at their prior medians."""
+        weights = self.structure(*data).weights
+        values = _initial(self, tuple(weights), key, data)
+        return {name: start * value if name in weights else value for name, value in values.items()}
 
     def check(self, data: Data) -> None:
         """Refuses data that the model cannot have produced, before any fit.
@@ -207,6 +209,12 @@ class Problem:
                     f"observations of site {name!r} lie outside the support of their distribution ({support}): they run "
                     f"from {np.asarray(low)} to {np.asarray(high)}. Labels must be 0..classes-1, counts non-negative, and so on"
                 )
+
+
+def check_start(start: float) -> None:
+    """Refuses a factor of the first weights that is not positive: at zero, no weight of a deep net has a gradient."""
+    if not 0 < start < math.inf:
+        raise OptionError(f"start multiplies the first weights, so it must be positive, got {start}: 1 for draws from the prior")
 
 
 class _Discover(TapRecorder):

@@ -152,7 +152,8 @@ class LadderClassifier:
 
     One site ``strength`` (pathways,), in the order of ``pathways(model.spec)``: standard deviations relative to
     1/sqrt(fan_in). Learn it with ``Laplace(optimise=("strength",))``: where the strength of a pathway goes to 0, the layer does
-    without it. At their start the pathways of a layer share the variance that keeps signals alive through ReLU.
+    without it. At their start the pathways of a layer share the variance that keeps signals alive through ReLU, in equal parts
+    unless `relative` says otherwise.
 
     Attributes:
         variant: one of `VARIANTS`, or ``"mixed"``; see `ladder_spec`.
@@ -162,6 +163,8 @@ class LadderClassifier:
         width: channels of the first layer.
         scale: total strength of a layer at the start; sqrt(2) keeps the variance through ReLU.
         learned: whether strengths are a site; if not, they stay as they start.
+        relative: strength of each pathway of a layer at the start, relative to the one before it, which has more symmetry
+            (group, conv, full). Below 1, layers start near the symmetry and leave it where the data ask for that.
     """
 
     variant: str = "f_both"
@@ -171,6 +174,14 @@ class LadderClassifier:
     width: int = 4
     scale: float = math.sqrt(2)
     learned: bool = True
+    relative: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.relative > 0:
+            raise OptionError(
+                f"relative is the ratio of strengths at the start, so it must be positive, got {self.relative}: a pathway that starts "
+                "with no strength stays without; use a variant that lacks it"
+            )
 
     @property
     def spec(self) -> Sequential:
@@ -178,10 +189,11 @@ class LadderClassifier:
         return ladder_spec(self.variant, self.image, self.inputs, self.classes, self.width)
 
     def start(self) -> tuple[float, ...]:
-        """The strengths at the start, by pathway."""
-        found = pathways(self.spec)
-        beside = [sum(other.layer == pathway.layer for other in found) for pathway in found]
-        return tuple(self.scale / math.sqrt(count) for count in beside)
+        """The strengths at the start, by pathway; their squares add up to scale^2 in every layer."""
+        layers = [pathway.layer for pathway in pathways(self.spec)]
+        ratios = [self.relative ** layers[:i].count(layer) for i, layer in enumerate(layers)]
+        total = {layer: math.hypot(*(r for r, other in zip(ratios, layers, strict=True) if other == layer)) for layer in layers}
+        return tuple(self.scale * ratio / total[layer] for ratio, layer in zip(ratios, layers, strict=True))
 
     def __call__(self, x: jax.Array, y: jax.Array | None = None) -> None:
         """The model: sites ``strength`` and ``y``, weights ``net.*``."""

@@ -43,6 +43,7 @@ def test_public_names_are_listed_in_order_and_exist():
         "priors",
         "representations",
         "tap",
+        "transforms",
     }
     assert all(hasattr(bayes_sym, name) for name in bayes_sym.__all__)
     assert bayes_sym.__version__ == importlib.metadata.version("bayes-sym")

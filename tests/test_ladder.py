@@ -93,20 +93,31 @@ def test_dense_maps_start_with_outputs_of_variance_one(make):
     assert float(layer.apply(w, x).var()) == pytest.approx(1.0, abs=0.05)
 
 
-def test_polyphase_follows_shifts_of_each_image_by_itself(x64):
+def largest_entry(x):  # where the largest entry lies
+    return tuple(int(a) % 2 for a in np.unravel_index(np.argmax(x.max(axis=-1)), x.shape[:2]))
+
+
+def largest_energy(x):  # which component a ReLU lets most through of
+    energies = {(i, j): np.square(np.maximum(x[i::2, j::2], 0)).sum() for i in range(2) for j in range(2)}
+    return max(energies, key=energies.__getitem__)
+
+
+@pytest.mark.parametrize(("choose", "component"), [("energy", largest_energy), ("max", largest_entry)])
+def test_polyphase_follows_shifts_of_each_image_by_itself(x64, choose, component):
     x = jnp.asarray(numbers(5, 8, 6, 3))
-    pooled = Polyphase(2).apply({}, x)
+    polyphase = Polyphase(2, choose)
+    pooled = polyphase.apply({}, x)
     assert pooled.shape == (5, 4, 3, 3)
-    for n in range(5):  # the component that holds the largest entry, whatever else is in the batch
-        i, j = (int(a) % 2 for a in np.unravel_index(np.argmax(np.asarray(x[n]).max(axis=-1)), (8, 6)))
+    for n in range(5):  # whatever else is in the batch
+        i, j = component(np.asarray(x[n]))
         assert np.array_equal(pooled[n], x[n, i::2, j::2])
-        assert np.array_equal(Polyphase(2).apply({}, x[n : n + 1])[0], pooled[n])
+        assert np.array_equal(polyphase.apply({}, x[n : n + 1])[0], pooled[n])
     for shift in ((1, 0), (0, 1), (3, 2), (4, 5)):
-        moved = Polyphase(2).apply({}, jnp.roll(x, shift, (1, 2)))
+        moved = polyphase.apply({}, jnp.roll(x, shift, (1, 2)))
         for n in range(5):
             rolls = [jnp.roll(pooled[n], (a, b), (0, 1)) for a in range(4) for b in range(3)]
             assert any(np.array_equal(moved[n], r) for r in rolls)
-    gradient = jax.grad(lambda x: Polyphase(2).apply({}, x).sum())(x)
+    gradient = jax.grad(lambda x: polyphase.apply({}, x).sum())(x)
     assert set(np.unique(gradient)) == {0.0, 1.0}
     assert np.array_equal(Polyphase(1).apply({}, x), x)
 
@@ -121,6 +132,8 @@ def test_what_dense_maps_and_polyphase_refuse():
         Polyphase(3).apply({}, x)
     with pytest.raises(OptionError, match="at least 1"):
         Polyphase(0)
+    with pytest.raises(OptionError, match="choose must be 'energy' or 'max', got 'mean'"):
+        Polyphase(2, "mean")
     action = representations.image(C4, (4, 4))
     with pytest.raises(GroupActionError, match=r"maps of \(2, 2\) pixels"):
         Factored(1, 1, (2, 2)).representations(Field.of(action, 1), iter([]))
@@ -183,6 +196,12 @@ def test_strengths_start_with_signals_of_constant_variance():
     start = dict(zip([(p.layer, p.name) for p in pathways(model.spec)], model.start(), strict=True))
     assert start["0", "conv"] == start["0", "full"] == pytest.approx(1.0)  # sqrt(2), shared by two
     assert start["13", ""] == pytest.approx(math.sqrt(2))
+    near = LadderClassifier("mixed", 16, 1, 10, 1, relative=0.5)
+    start = dict(zip([(p.layer, p.name) for p in pathways(near.spec)], near.start(), strict=True))
+    assert start["2", "conv"] == pytest.approx(0.5 * start["2", "group"]) == pytest.approx(2 * start["2", "full"])
+    assert math.hypot(start["2", "group"], start["2", "conv"], start["2", "full"]) == pytest.approx(math.sqrt(2))
+    with pytest.raises(OptionError, match="must be positive, got 0"):
+        LadderClassifier(relative=0.0)
 
 
 def test_a_factored_layer_costs_a_tenth_of_the_block_diagonal_form():

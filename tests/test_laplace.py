@@ -13,6 +13,7 @@ import pytest
 import scipy.stats
 
 from bayes_sym import groups, layers, representations, tap
+from bayes_sym.errors import OptionError
 from bayes_sym.inference import Laplace, Problem, fit, log_evidence, predict
 from bayes_sym.inference.blocks import DiagonalBlock, KroneckerBlock, WhitenedBlock
 from bayes_sym.priors import SoftEquivariantNormal
@@ -191,6 +192,18 @@ def test_any_objective_may_choose_the_strengths(objective, probes):
     # labels that do not depend on the inputs: every bound shrinks the weights
     assert float(done.posterior.sample(KEY, 1)["scale"][0]) < 0.8
     assert done.posterior.evidence_kind == "laplace-ekfac-bound"
+
+
+def test_the_posterior_can_be_measured_by_probes():
+    scheme = Laplace(optax.adam(3e-2), posterior_probes=200)
+    done, exact = (
+        fit(Problem(classifier), some, KEY, CX, CY, num_steps=50, progress=False) for some in (scheme, Laplace(scheme.optimizer))
+    )
+    assert done.posterior.evidence_kind == "laplace-ekfac-probes" and exact.posterior.evidence_kind == "laplace-ekfac-bound"
+    assert np.array_equal(done.losses, exact.losses)
+    assert float(done.posterior.log_evidence) == pytest.approx(float(exact.posterior.log_evidence), abs=0.5)
+    with pytest.raises(OptionError, match="posterior_probes must be 'exact' or a number of at least 1, got 0"):
+        fit(Problem(classifier), Laplace(posterior_probes=0), KEY, CX, CY, num_steps=5, progress=False)
 
 
 def _blocks():

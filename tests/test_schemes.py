@@ -18,6 +18,7 @@ from bayes_sym import tap
 from bayes_sym.errors import CurvatureError, ModelError, OptionError
 from bayes_sym.inference import MAP, NUTS, Laplace, MeanField, Problem, Variational, fit, log_evidence, predict
 from bayes_sym.inference.blocks import DenseBlock, DiagonalBlock, KroneckerBlock, Layout
+from bayes_sym.inference.chunks import start_state
 from bayes_sym.models import ConvClassifier, SoftConvClassifier
 
 
@@ -80,6 +81,15 @@ def test_samples_have_the_models_names_and_shapes_and_feed_predictive(name):
     found = predictive(draws)
     assert found["y"].shape == (7, 15) and np.isfinite(found["y"]).all()
     assert np.allclose(predict(PROBLEM, draws, KEY, X), found["f"], atol=1e-5)
+
+
+@pytest.mark.parametrize("scheme", [MAP, Laplace])
+def test_the_first_weights_are_draws_from_the_prior_times_start(scheme):
+    plain, smaller = (start_state(scheme(start=start), PROBLEM, KEY, (X, Y)).z for start in (1.0, 0.25))
+    assert {name for name in plain if not np.array_equal(plain[name], smaller[name])} == {"w"}  # a tapped weight
+    assert np.allclose(smaller["w"], 0.25 * plain["w"])
+    with pytest.raises(OptionError, match="start multiplies the first weights, so it must be positive, got 0"):
+        fit(PROBLEM, scheme(start=0.0), KEY, X, Y, num_steps=5, progress=False)
 
 
 @every_scheme
