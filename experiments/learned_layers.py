@@ -101,7 +101,7 @@ def _scheme(job: Job) -> Laplace | MAP:
         hyper_steps=5,
         trust=0.25,
         whiten=True,
-        objective="kfac_reduce",  # chosen on seed 0 against the exact evidence: docs/decisions.md
+        objective="kfac_reduce",  # no bound, but its nets predict best: docs/decisions.md
         probes=2,
         posterior_probes=4,
     )

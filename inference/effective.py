@@ -86,4 +86,5 @@ def gammas(problem: Problem, z: Values, fixed: Values, data: Data, pieces: tuple
         parts = prior_parts(problem, z, fixed, data, tuple(piece.layout for piece in pieces), scales)
         return sum((piece.log_det_ratio(part) for piece, (part, _) in zip(pieces, parts, strict=True)), jnp.zeros(()))
 
-    return jax.grad(log_det_ratio)({name: jnp.zeros(()) for name in z})
+    found = jax.grad(log_det_ratio)({name: jnp.zeros(()) for name in z})
+    return {name: jnp.maximum(gamma, 0) for name, gamma in found.items()}  # rounding can take a dead site below

@@ -22,9 +22,9 @@ from .curvature.view import EXACT, Probes
 from .evidence import Evidence, evaluate, evidence_kind
 from .map import ADAM
 from .posterior import GaussianPosterior
-from .problem import Problem, Structure, Values, check_start
+from .problem import Problem, Structure, Values
 from .rows import Data
-from .scheme import Info, Scheme
+from .scheme import Info, Scheme, check_start
 from .whitening import whitened_update
 
 

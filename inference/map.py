@@ -10,9 +10,9 @@ import optax
 
 from . import rows
 from .posterior import PointPosterior
-from .problem import Problem, Structure, Values, check_start
+from .problem import Problem, Structure, Values
 from .rows import Data
-from .scheme import Info, Scheme
+from .scheme import Info, Scheme, check_start
 from .whitening import whitened_update
 
 

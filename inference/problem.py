@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -16,7 +15,7 @@ from numpyro.distributions import biject_to
 
 from bayes_sym import _numpyro
 from bayes_sym._numpyro import At, Messenger
-from bayes_sym.errors import DataError, ModelError, OptionError, TapError
+from bayes_sym.errors import DataError, ModelError, TapError
 from bayes_sym.layers.layer import Layer
 from bayes_sym.layers.module import ReplaceModules
 from bayes_sym.taps import TapMeta, TapRecorder
@@ -26,7 +25,7 @@ from .prior_parts import gaussian_part
 from .rows import Data
 
 
-__all__ = ["LatentSite", "LogDensity", "Problem", "Structure", "check_start"]
+__all__ = ["LatentSite", "LogDensity", "Problem", "Structure"]
 
 Values = dict[str, jax.Array]
 
@@ -209,12 +208,6 @@ class Problem:
                     f"observations of site {name!r} lie outside the support of their distribution ({support}): they run "
                     f"from {np.asarray(low)} to {np.asarray(high)}. Labels must be 0..classes-1, counts non-negative, and so on"
                 )
-
-
-def check_start(start: float) -> None:
-    """Refuses a factor of the first weights that is not positive: at zero, no weight of a deep net has a gradient."""
-    if not 0 < start < math.inf:
-        raise OptionError(f"start multiplies the first weights, so it must be positive, got {start}: 1 for draws from the prior")
 
 
 class _Discover(TapRecorder):

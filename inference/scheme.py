@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import abc
+import math
 from typing import Any, ClassVar, NamedTuple
 
 import jax
+
+from bayes_sym.errors import OptionError
 
 from .posterior import Posterior
 from .problem import Problem, Structure
 from .rows import Data
 
 
-__all__ = ["Info", "Scheme"]
+__all__ = ["Info", "Scheme", "check_start"]
 
 State = Any
 
@@ -76,3 +79,9 @@ class Scheme(abc.ABC):
     def problem_at(self, problem: Problem, data: Data, step: int, num_steps: int) -> Problem:
         """The problem that step number `step` of `num_steps` works on."""
         return problem
+
+
+def check_start(start: float) -> None:
+    """Refuses a factor of the first weights that is not positive: at zero, no weight of a deep net has a gradient."""
+    if not 0 < start < math.inf:
+        raise OptionError(f"start multiplies the first weights, so it must be positive, got {start}: 1 for draws from the prior")
