@@ -31,8 +31,9 @@ def start_compiler(*flags: str) -> None:
 start_compiler(
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
-    "--xla_cpu_use_fusion_emitters=false",
     "--xla_cpu_parallel_codegen_split_count=1",
+    # jaxlib 0.12 has no other code to choose, and ends the process on a flag that it does not know
+    *(["--xla_cpu_use_fusion_emitters=false"] if jax.__version_info__ < (0, 11) else []),
 )
 gc.set_threshold(50_000, 20, 100)  # traces are many small objects that stay: looking through them all takes a tenth of the time
 jax.config.update("jax_numpy_rank_promotion", "raise")
