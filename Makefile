@@ -12,7 +12,7 @@ TYPES := build/types-$(notdir $(PYTHON))
 TYPED := $(TYPES)/.checked
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 SOURCES := $(shell find bayes_sym inference models experiments -name '*.py' -o -name 'py.typed')
-BENCHMARKS := $(wildcard benchmarks/*.py)
+BENCHMARKS := $(filter-out benchmarks/timing.py,$(wildcard benchmarks/*.py))
 
 export PIP_ROOT_USER_ACTION := ignore
 

@@ -9,7 +9,6 @@ What is compared is timed in turns in one process; every time is the smallest of
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
+from timing import smallest
 
 from bayes_sym.layers import Activation, Augment, Conv, Dense, Layer, Pool, Selection, Sequential
 from bayes_sym.transforms import Chain, FrequencyShift, Rotate, ShearX, ShearY, TranslateX, TranslateY
@@ -32,23 +32,6 @@ LIMITS = (  # the ratio, and what it must be: at least, or at most
     ("step, one copy by all five", "step, plain net", "<=", 1.3),
     ("step, one copy by a choice of five", "step, plain net", "", 0.0),
 )
-
-
-def smallest(fns: dict[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
-    """The smallest time of each, the calls interleaved, after a warm-up of two calls each."""
-    best = dict.fromkeys(fns, float("inf"))
-    for fn in fns.values():
-        for _ in range(2):
-            jax.block_until_ready(fn())
-    end, rounds = time.perf_counter() + seconds, 0
-    while time.perf_counter() < end or rounds < 3:
-        for name, fn in fns.items():
-            for _ in range(3):  # in a row, so that each is timed with its own data in the caches
-                started = time.perf_counter()
-                jax.block_until_ready(fn())
-                best[name] = min(best[name], time.perf_counter() - started)
-        rounds += 1
-    return best
 
 
 def warps(count: int, size: int) -> dict[str, Callable[[], Any]]:
@@ -126,9 +109,9 @@ def main() -> None:
     count, size, length = (8, 16, 200) if options.small else (128, 32, 1000)
     width = 4 if options.small else 32
     print(f"{count} images {size}x{size}x3, {count} series of {length}, float32, jax {jax.__version__} on {jax.devices()[0]}")
-    found = smallest(warps(count, size), options.seconds) | smallest(shifts(count, length), options.seconds)
+    found = smallest(warps(count, size), options.seconds, 3) | smallest(shifts(count, length), options.seconds, 3)
     print(f"steps: conv net of widths {width} to {8 * width}, {count // 4} images")
-    found |= smallest(steps(count // 4, size, width), options.seconds)
+    found |= smallest(steps(count // 4, size, width), options.seconds, 3)
     for name, seconds in found.items():
         print(f"{name:36s}{1e3 * seconds:9.3f} ms")
     for what, unit, sign, limit in LIMITS:

@@ -10,7 +10,6 @@ smallest of several repeats after a warm-up; the units are timed in the same run
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +19,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import optax
+from timing import smallest
 
 from bayes_sym import layers
 from bayes_sym.inference import Problem, evidence_basis, hold_evidence, log_evidence
@@ -49,23 +49,6 @@ def problem_of(widths: tuple[int, ...]) -> tuple[Problem, layers.Sequential]:
             numpyro.sample("y", dist.Categorical(logits=net(x)), obs=y)
 
     return Problem(model), spec
-
-
-def smallest(fns: dict[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
-    """The smallest time of each, the calls interleaved, after a warm-up of two calls each."""
-    best = dict.fromkeys(fns, float("inf"))
-    for fn in fns.values():
-        for _ in range(2):
-            jax.block_until_ready(fn())
-    end, rounds = time.perf_counter() + seconds, 0
-    while time.perf_counter() < end or rounds < 3:
-        for name, fn in fns.items():
-            for _ in range(5):  # in a row, so that each is timed with its own data in the caches
-                started = time.perf_counter()
-                jax.block_until_ready(fn())
-                best[name] = min(best[name], time.perf_counter() - started)
-        rounds += 1
-    return best
 
 
 def ours(widths: tuple[int, ...], rows: int) -> tuple[dict[str, Callable[[], Any]], Any]:
@@ -210,7 +193,7 @@ def main() -> None:
     options = parser.parse_args()
     widths, rows = ((64, 32, 32, 10), 256) if options.small else ((784, 256, 256, 10), 1024)
     fns, (problem, spec, params, data) = ours(widths, rows)
-    found = smallest(fns, options.seconds)
+    found = smallest(fns, options.seconds, 5)
     device = jax.devices()[0]
     print(f"MLP {'-'.join(map(str, widths))}, {rows} rows, float32, jax {jax.__version__} on {device.device_kind}")
     print(f"{'':42s}{'ms':>9s}{'sgd steps':>11s}{'epoch gradients':>17s}")
@@ -230,7 +213,7 @@ def main() -> None:
     print(
         f"\nKFAC evidence: ours {ours_value:.3f}, laplace-torch {number:.3f} (relative difference {ours_value / number - 1:.1e})"
     )
-    other = smallest(theirs, options.seconds)
+    other = smallest(theirs, options.seconds, 5)
     mine = {
         "sgd step": found["sgd step"],
         "fit": found["fit: factors exact, eigenvalues"],
