@@ -85,15 +85,12 @@ class Outcome:
         plot_pathway_shares(self.history, "energy", figure)
 
 
-def _optimizer(steps: int, rate: float = 0.02) -> optax.GradientTransformation:
-    return optax.adam(optax.cosine_decay_schedule(rate, steps, 0.05))
-
-
 def _scheme(job: Job) -> Laplace | MAP:
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.02 / job.wide, job.steps, 0.05))
     if not job.learned:
-        return MAP(_optimizer(job.steps, 0.02 / job.wide), whiten=True, start=1 / job.wide)
+        return MAP(optimizer, whiten=True, start=1 / job.wide)
     return Laplace(
-        _optimizer(job.steps),
+        optimizer,
         optimise=("strength",),
         hyper_optimizer=optax.adam(0.05, b1=0.0),
         burn_in=max(1, job.steps // 10),

@@ -16,8 +16,7 @@ from bayes_sym import _numpyro
 from .curvature.dependence import dependent_outputs
 from .curvature.measure import measure, measure_basis
 from .curvature.pieces import Piece
-from .curvature.view import EXACT, Probes
-from .evidence import Evidence, evaluate, evidence_kind, log_likelihood_at, price, settled
+from .evidence import Evidence, as_probes, evaluate, evidence_kind, log_likelihood_at, price, settled
 from .problem import Problem, Values
 from .rows import Data
 
@@ -50,7 +49,7 @@ def climb_evidence(scheme: Laplace, problem: Problem, key: jax.Array, state: Lap
     A step that lowers the evidence, worked out anew at its end, is taken back, and the next one goes half as far.
     """
     objective = scheme.objective or scheme.curvature
-    probes = EXACT if scheme.probes == "exact" else Probes(int(scheme.probes), key)
+    probes = as_probes(scheme.probes, key)
     z, rest = split_weights(scheme, problem, state, data)
 
     def held(hyper: Values) -> Values:

@@ -18,8 +18,7 @@ from .climb import climb_evidence, constrained, split_weights
 from .collapse import warn_if_collapsed
 from .curvature.measure import CURVATURES, measure, untapped
 from .curvature.site_priors import prior_parts
-from .curvature.view import EXACT, Probes
-from .evidence import Evidence, evaluate, evidence_kind
+from .evidence import Evidence, as_probes, evaluate, evidence_kind
 from .map import ADAM
 from .posterior import GaussianPosterior
 from .problem import Problem, Structure, Values
@@ -208,7 +207,7 @@ class Laplace(Scheme):
 def _approximate(
     scheme: Laplace, problem: Problem, key: jax.Array, state: LaplaceState, data: Data
 ) -> tuple[GaussianPosterior, Evidence]:
-    probes = EXACT if scheme.posterior_probes == "exact" else Probes(int(scheme.posterior_probes), key)
+    probes = as_probes(scheme.posterior_probes, key)
     z, rest = split_weights(scheme, problem, state, data)
     point = {**rest, **state.hyper}
     fixed = constrained(problem, state, point, data)

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..errors import OptionError, ShapeError
-from .gate import Gated, gate
-from .transform import Transform, check_positive
+from .gate import Gated, check_probability, gate
+from .transform import Transform
 
 
 __all__ = ["ChannelDropout", "ChannelShuffle", "ChannelSymmetry"]
@@ -28,9 +28,7 @@ class _PerChannel(Transform):
     unit: ClassVar[str] = "probability"
 
     def __post_init__(self) -> None:
-        check_positive(self, "limit", "temperature")
-        if self.limit > 1:
-            raise OptionError(f"limit of {type(self).__name__} is a probability, so at most 1, got {self.limit}")
+        check_probability(self)
 
     def chosen(self, magnitude: jax.Array, u: jax.Array) -> jax.Array:
         """Which channels are concerned, (batch, 1, channels), from u (batch, channels)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from ..errors import OptionError
 from .transform import Transform, beside, check_positive
 
 
-__all__ = ["Finite", "Gated", "gate", "share"]
+__all__ = ["Finite", "Gated", "check_probability", "gate", "share"]
 
 
 def share(a: jax.Array, b: jax.Array, power: float = 1.0) -> jax.Array:
@@ -45,6 +46,13 @@ def gate(probability: jax.Array, u: jax.Array, temperature: float = 0.1, *, hard
     return soft + jax.lax.stop_gradient(jnp.round(soft) - soft)
 
 
+def check_probability(transform: Any) -> None:
+    """Refuses a `limit` that is no probability, and a `temperature` that is not positive."""
+    check_positive(transform, "limit", "temperature")
+    if transform.limit > 1:
+        raise OptionError(f"limit of {type(transform).__name__} is a probability, so at most 1, got {transform.limit}")
+
+
 class Finite(Transform):
     """An operation with finitely many outcomes, which can be enumerated instead of drawn."""
 
@@ -75,9 +83,7 @@ class Gated(Finite):
     hard: bool = False
 
     def __post_init__(self) -> None:
-        check_positive(self, "limit", "temperature")
-        if self.limit > 1:
-            raise OptionError(f"limit of {type(self).__name__} is a probability, so at most 1, got {self.limit}")
+        check_probability(self)
 
     @abc.abstractmethod
     def other(self, x: jax.Array) -> jax.Array:
