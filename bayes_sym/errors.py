@@ -7,6 +7,7 @@ __all__ = [
     "BayesSymError",
     "BiasedGradientWarning",
     "CheckpointError",
+    "ClosednessError",
     "CurvatureError",
     "DataError",
     "GroupActionError",
@@ -49,6 +50,10 @@ class PriorError(BayesSymError):
 
 class CurvatureError(BayesSymError):
     """The curvature asked for is unknown, indefinite, or too large to form."""
+
+
+class ClosednessError(GroupActionError):
+    """A variational family is not closed under a group action: the transformed q would not be a member."""
 
 
 class OptionError(BayesSymError):

@@ -1,11 +1,15 @@
 """Inference: problems, schemes, the fitting loop, evidence, symmetrisation, predictions, comparison and export."""
 
+from .arrangements import ARRANGEMENTS as ARRANGEMENTS
 from .arviz import to_arviz as to_arviz
 from .audit import Audit as Audit
 from .audit import audit as audit
 from .augment import Augmentation as Augmentation
 from .augment import full_orbit as full_orbit
 from .augment import random_orbit as random_orbit
+from .average import average as average
+from .average import project as project
+from .average import tie as tie
 from .compare import Cell as Cell
 from .compare import compare as compare
 from .comparison import Comparison as Comparison
@@ -16,7 +20,19 @@ from .evidence import log_evidence as log_evidence
 from .evidence_table import evidence_table as evidence_table
 from .expansion import OrbitExpansion as OrbitExpansion
 from .expansion import expand as expand
+from .families import Beta as Beta
+from .families import BlockGaussian as BlockGaussian
+from .families import FullGaussian as FullGaussian
+from .families import Gamma as Gamma
+from .families import LogNormal as LogNormal
+from .families import LowRankGaussian as LowRankGaussian
+from .families import MatrixNormal as MatrixNormal
 from .families import MeanField as MeanField
+from .families import MeanFieldLaplace as MeanFieldLaplace
+from .families import OrbitGaussian as OrbitGaussian
+from .families import PerSite as PerSite
+from .families import as_guide as as_guide
+from .families import closedness as closedness
 from .fit import Fit as Fit
 from .fit import Progress as Progress
 from .fit import Status as Status
@@ -29,6 +45,7 @@ from .importance import importance_evidence as importance_evidence
 from .laplace import Laplace as Laplace
 from .linearised import linearised as linearised
 from .map import MAP as MAP
+from .natural import NaturalGradient as NaturalGradient
 from .nuts import NUTS as NUTS
 from .posterior import Posterior as Posterior
 from .predict import predict as predict
@@ -36,4 +53,6 @@ from .problem import Problem as Problem
 from .scheme import Info as Info
 from .scheme import Scheme as Scheme
 from .selection import BestOnValidation as BestOnValidation
+from .symmetrisation import TrainingAccuracy as TrainingAccuracy
 from .variational import Variational as Variational
+from .weight_action import weight_action as weight_action

@@ -37,6 +37,11 @@ class File(NamedTuple):
     header: dict[str, Any]
     arrays: dict[str, np.ndarray]
 
+    @property
+    def boundaries(self) -> tuple[int, ...]:
+        """Those of the fit when it was written, also the ones that a condition set."""
+        return tuple(int(boundary) for boundary in self.header.get("boundaries", ()))
+
 
 class Saved(NamedTuple):
     """What a checkpoint holds: the scheme's state, the losses so far, and the records so far."""
@@ -69,13 +74,27 @@ def identify(
     }
 
 
-def save(path: str | Path, identity: dict[str, str], step: int, state: Any, losses: np.ndarray, records: list[Any]) -> None:
+def save(
+    path: str | Path,
+    identity: dict[str, str],
+    step: int,
+    state: Any,
+    losses: np.ndarray,
+    records: list[Any],
+    boundaries: Iterable[int] = (),
+) -> None:
     """Writes the checkpoint beside its place and moves it there, so that a crash leaves the old one whole."""
     leaves, structure = jax.tree.flatten(state)
     names = [] if not records or records[0] is None else list(records[0])
     arrays: dict[str, Any] = {f"state{i}": np.asarray(_plain(leaf)) for i, leaf in enumerate(leaves)}
     arrays |= {f"record.{name}": np.concatenate([record[name] for record in records]) for name in names}
-    header = {"identity": identity, "step": step, "structure": str(structure), "leaves": len(leaves)}
+    header = {
+        "identity": identity,
+        "step": step,
+        "structure": str(structure),
+        "leaves": len(leaves),
+        "boundaries": sorted(boundaries),
+    }
     with whole_file(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, header=np.frombuffer(json.dumps(header).encode(), np.uint8), losses=losses, **arrays)
 

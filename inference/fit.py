@@ -148,7 +148,13 @@ def fit(
     mesh = None if mesh is None else with_auto_axes(mesh)
     chunk = min(chunk, num_steps)
     boundaries = set(scheme.boundaries(num_steps))
-    problem_at = partial(scheme.problem_at, problem, data, num_steps=num_steps)
+
+    def problem_at(step: int) -> Problem:
+        return scheme.problem_at(problem, data, step, tuple(sorted(boundaries)))
+
+    def stage(step: int) -> Scheme:
+        return scheme.stage(step, tuple(sorted(boundaries)))
+
     key_init, key_steps, key_cross, key_rows, key_end = jax.random.split(key, 5)
     stream = None if batch_size is None else RowStream(key_rows, count, batch_size)
     factor = 1.0 if batch_size is None else count / batch_size
@@ -161,7 +167,7 @@ def fit(
     if resume is None:
         state = start_state(scheme, problem, key_init, data)
     else:
-        step, state = _restore(resume, identity, scheme, problem_at, sorted(boundaries), (key_init, key_cross), data, history)
+        step, state = _restore(resume, identity, scheme, problem_at, boundaries, (key_init, key_cross), data, history)
     state, shared = place(mesh, problem, state, data, batch_size)
 
     error: NonFiniteError | None = None
@@ -172,10 +178,10 @@ def fit(
         while step < num_steps and not stopped:
             if step in boundaries:
                 state = scheme.cross(jax.random.fold_in(key_cross, step), state, problem_at(step - 1), shared, step)
-            current = problem_at(step)
+            current, acting = problem_at(step), stage(step)
             end = min([step + chunk, num_steps, *(boundary for boundary in boundaries if boundary > step)])
             index = None if stream is None else stream.table(step, end, chunk)
-            run = partial(run_chunk, scheme, current, mesh, chunk, key=key_steps, data=shared, index=index, factor=factor)
+            run = partial(run_chunk, acting, current, mesh, chunk, key=key_steps, data=shared, index=index, factor=factor)
             after, losses, records = run(state, start=step, count=end - step)
             losses = np.asarray(losses)[: end - step]
             bad = _first_bad(losses, scheme.position(after))
@@ -190,17 +196,20 @@ def fit(
             history.append(losses, records)
             bar.update(len(losses))
             bar.set_postfix_str(f"loss {losses[-1]:.4g}", refresh=False)
+            if step < num_steps and scheme.due(current, state, shared, tuple(sorted(boundaries))):
+                boundaries.add(step)
             if checkpoint is not None and identity is not None:
-                checkpoints.save(checkpoint, identity, step, state, history.all_losses(), history.records)
+                checkpoints.save(checkpoint, identity, step, state, history.all_losses(), history.records, boundaries)
             if callbacks:
-                posterior_now = partial(_posterior, scheme, key_end, state, current, shared, history.all_records())
+                posterior_now = partial(_posterior, acting, key_end, state, current, shared, history.all_records())
                 view = Progress(step, num_steps, history.all_losses(), state, posterior_now)
                 stopped = any([bool(callback(view)) for callback in callbacks])
 
     if error is not None and on_failure == "raise":
         raise error
     final = problem_at(max(step - 1, 0))
-    posterior = None if error is not None else _posterior(scheme, key_end, state, final, shared, history.all_records())
+    acting = stage(max(step - 1, 0))
+    posterior = None if error is not None else _posterior(acting, key_end, state, final, shared, history.all_records())
     reason = "non-finite" if error is not None else "stopped" if stopped else "finished"
     status = Status(error is None, reason, step, "" if error is None else str(error))
     seconds = time.perf_counter() - started
@@ -236,15 +245,16 @@ def _restore(
     identity: dict[str, str] | None,
     scheme: Scheme,
     problem_at: Callable[[int], Problem],
-    boundaries: Sequence[int],
+    boundaries: set[int],
     keys: tuple[jax.Array, jax.Array],
     data: Data,
     history: _History,
 ) -> tuple[int, Any]:
-    """The step and the state of a checkpoint; its losses and records go into `history`."""
+    """The step and the state of a checkpoint; its losses, records and boundaries go into `history` and `boundaries`."""
     file = checkpoints.read(path)
+    boundaries.update(file.boundaries)
     template = jax.eval_shape(partial(start_state, scheme, problem_at(0)), keys[0], data)
-    for boundary in (b for b in boundaries if b < file.step):
+    for boundary in sorted(b for b in boundaries if b < file.step):
         cross = partial(scheme.cross, problem=problem_at(boundary - 1), step=boundary)
         template = jax.eval_shape(lambda key, state, data, cross=cross: cross(key, state, data=data), keys[1], template, data)
     saved = checkpoints.restore(file, identity, template)

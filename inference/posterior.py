@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from .rows import Data
 from .whitening import gaussian_parts
 
 
-__all__ = ["DrawsPosterior", "GaussianPosterior", "PointPosterior", "Posterior", "fitted_problem"]
+__all__ = ["DrawsPosterior", "FamilyPosterior", "GaussianPosterior", "PointPosterior", "Posterior", "fitted_problem"]
 
 
 class Posterior(abc.ABC):
@@ -76,7 +77,7 @@ def _sample(posterior: Posterior, key: jax.Array, n: int) -> Values:
 
 
 def _register(cls: type) -> type:
-    meta = ("problem", "evidence_kind", "linearise")
+    meta = ("problem", "evidence_kind", "linearise", "family")
     names = list(cls.__dataclass_fields__)  # type: ignore[attr-defined]
     data = [name for name in names if name not in meta]
     return jax.tree_util.register_dataclass(cls, data_fields=data, meta_fields=[name for name in names if name in meta])
@@ -153,6 +154,32 @@ class GaussianPosterior(Posterior):
     def log_prob(self, z: Values) -> jax.Array:
         """The sum of the blocks' log-densities."""
         return sum((block.log_prob(z) for block in self.blocks), jnp.zeros(()))
+
+
+@_register
+@dataclass(frozen=True)
+class FamilyPosterior(Posterior):
+    """A member of a variational family that is no product of Gaussian blocks.
+
+    Attributes:
+        family: the family.
+        params: its parameters.
+    """
+
+    problem: Problem
+    example: Data
+    family: Any
+    params: Any
+    log_evidence: jax.Array | None = None
+    evidence_kind: str | None = None
+
+    def sample_unconstrained(self, key: jax.Array, n: int) -> Values:
+        """`n` draws of q."""
+        return jax.vmap(lambda noise: self.family.sample(self.params, noise))(self.family.noise(key, self.params, n))
+
+    def log_prob(self, z: Values) -> jax.Array:
+        """log q."""
+        return self.family.log_prob(self.params, z)
 
 
 @_register

@@ -36,7 +36,7 @@ class Scheme(abc.ABC):
     """An inference scheme. Subclasses are frozen dataclasses of options, so they can be static arguments of jit.
 
     The loop calls, in this order: `check` and `check_data`; `init`; then `step` again and again, with `cross` before the steps named by
-    `boundaries`; and `posterior` at the end.
+    `boundaries` (and before the step at which `due` first says so); and `posterior` at the end.
 
     Attributes:
         takes_batches: whether a step may see some of the rows only.
@@ -76,9 +76,17 @@ class Scheme(abc.ABC):
         """The state after crossing the boundary at `step`, from the problem of step `step - 1` to that of step `step`."""
         return state
 
-    def problem_at(self, problem: Problem, data: Data, step: int, num_steps: int) -> Problem:
-        """The problem that step number `step` of `num_steps` works on."""
+    def due(self, problem: Problem, state: State, data: Data, boundaries: tuple[int, ...]) -> bool:
+        """Whether to cross now, for schemes whose boundary is a condition; asked between chunks."""
+        return False
+
+    def problem_at(self, problem: Problem, data: Data, step: int, boundaries: tuple[int, ...]) -> Problem:
+        """The problem that step number `step` works on, given all boundaries known so far."""
         return problem
+
+    def stage(self, step: int, boundaries: tuple[int, ...]) -> Scheme:
+        """The scheme that takes step number `step`: itself, or a variant after a boundary."""
+        return self
 
 
 def check_start(start: float) -> None:

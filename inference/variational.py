@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,15 +15,18 @@ from bayes_sym.errors import OptionError
 
 from . import rows
 from .augment import Augmentation, check_targets
-from .blocks import DiagonalBlock, Layout
 from .chunks import start_state
-from .expansion import OrbitExpansion, expand_weights
-from .families import MeanField, MeanFieldParams, kl_to_prior
+from .conjugate import check_conjugate, conjugate_family, conjugate_update
+from .families import Family, MeanField, OrbitGaussian, PerSite
+from .families.prior_terms import expected_log_prior
+from .local_noise import LocalNoise, local_sites
 from .map import ADAM
-from .posterior import GaussianPosterior
+from .natural import NaturalGradient, check_natural
+from .posterior import FamilyPosterior, GaussianPosterior
 from .problem import Problem, Structure, Values
 from .rows import Data
-from .scheme import Info, Scheme
+from .scheme import Info, Scheme, check_start
+from .symmetrisation import Symmetrisation, TrainingAccuracy, hold
 
 
 __all__ = ["Variational"]
@@ -34,7 +37,7 @@ _EVIDENCE_DRAWS = 64
 class VariationalState(NamedTuple):
     """The variational parameters and the optimiser's state."""
 
-    params: MeanFieldParams
+    params: Any
     optimizer: Any
 
 
@@ -42,148 +45,288 @@ class VariationalState(NamedTuple):
 class Variational(Scheme):
     """Maximises E_q[log p(data | z)] - KL(q || prior) by reparametrised gradients.
 
-    KL terms to Gaussian and soft-equivariant priors are exact given the sampled strengths; others are estimated.
+    The entropy of q is exact, and so are expected log priors that have a closed form (Gaussian and soft-equivariant ones given the
+    sampled strengths, Gamma and Beta ones); others are estimated.
 
     Attributes:
         family: the form of q.
-        optimizer: an optax optimiser of the parameters of q.
+        optimizer: an optax optimiser of the parameters of q, which sees the gradient of -ELBO per row, or a `NaturalGradient`.
         augment: None, `full_orbit(action)` or `random_orbit(action, n)`.
         augment_weight: ``"mean"`` counts every row once, however many copies of it there are; ``"sum"`` counts every copy
             (a posterior tempered by the number of copies, as in the reference implementation of the paper).
-        symmetrise: None or `expand(action, ...)`.
+        symmetrise: None, `average(...)`, `project(...)`, `expand(...)` or `tie(...)`.
         num_particles: draws of z per step, in antithetic pairs if even.
+        noise: ``"weights"`` draws weights; ``"local"`` draws the noise of tapped pre-activations instead, row by row, which has
+            the same expectation and less variance (factorised Gaussians only; other sites are drawn as before).
+        conjugate: Gamma-distributed prior precisions, by name, that get the closed-form optimum after every step.
+        start: what the first weights are multiplied with.
     """
 
-    family: MeanField = MeanField()
-    optimizer: optax.GradientTransformation = ADAM
+    family: Family = MeanField()
+    optimizer: optax.GradientTransformation | NaturalGradient = ADAM
     augment: Augmentation | None = None
     augment_weight: str = "mean"
-    symmetrise: OrbitExpansion | None = None
+    symmetrise: Symmetrisation | None = None
     num_particles: int = 2
+    noise: str = "weights"
+    conjugate: tuple[str, ...] = ()
+    start: float = 1.0
+    _crossed: bool = field(default=False, repr=False)
 
     def check(self, problem: Problem, structure: Structure, num_steps: int) -> None:
         """Refuses options out of range."""
+        check_start(self.start)
         if self.augment_weight not in ("mean", "sum"):
             raise OptionError(f"augment_weight must be 'mean' or 'sum', got {self.augment_weight!r}")
         if self.num_particles < 1:
             raise OptionError(f"num_particles must be at least 1, got {self.num_particles}")
+        if self.noise not in ("weights", "local"):
+            raise OptionError(f"noise must be 'weights' or 'local', got {self.noise!r}")
+        if self.family.support != "real":
+            raise OptionError(f"{type(self.family).__name__} is no family for all sites: use PerSite(((pattern, family), ...))")
+        if self.noise == "local" and not local_sites(self.family, structure):
+            raise OptionError(
+                "noise='local' needs tapped weights with a factorised Gaussian q, each used by one tap, and the model has none: use "
+                f"noise='weights' (family {type(self.family).__name__}, taps {list(structure.taps)})"
+            )
+        missing = [site for site in self.conjugate if site not in structure.latent]
+        if missing:
+            raise OptionError(
+                f"conjugate={self.conjugate}: the model has no latent sites {missing}, only {list(structure.latent)}"
+            )
         if self.symmetrise is not None:
             self.symmetrise.target(structure)
             step = self.symmetrise.step(num_steps)
             if step >= num_steps:
-                raise OptionError(f"expand(at={self.symmetrise.at}) comes at step {step}, but there are only {num_steps} steps")
+                name = type(self.symmetrise).__name__
+                raise OptionError(f"{name}(at={self.symmetrise.at}) comes at step {step}, but there are only {num_steps} steps")
 
     def check_data(self, problem: Problem, data: Data) -> None:
-        """Refuses data on which the group cannot act, and nets or priors that cannot be expanded."""
+        """Refuses data on which the group cannot act, and nets, families or priors that cannot be treated as asked."""
         check_targets(self.augment, data)
+        state = jax.eval_shape(partial(start_state, self, problem), jax.random.key(0), data)
+        family = self.resolved(problem, data)
+        if isinstance(self.optimizer, NaturalGradient):
+            check_natural(self.optimizer, family, state.params)
         if self.symmetrise is not None:
-            state = jax.eval_shape(partial(start_state, self, problem), jax.random.key(0), data)
-            jax.eval_shape(partial(_expand, self, problem), state, data)
-            self.symmetrise.problem(problem, data).structure(*data)
+            self.symmetrise.check(family, state.params, problem, data)
+        if self.conjugate:
+            assert isinstance(family, PerSite)
+            z = problem.initial(jax.random.key(0), data)
+            check_conjugate(problem, family, family.init(z), self.conjugate, z, data)
+
+    def resolved(self, problem: Problem, data: Data) -> Family:
+        """The family with what it takes from the model: Gamma distributions of conjugate sites, orbits of soft priors."""
+        family = conjugate_family(self.family, self.conjugate)
+        members = family.families() if isinstance(family, PerSite) else (family,)
+        if not any(isinstance(member, OrbitGaussian) and member.representations is None for member in members):
+            return family
+        priors: dict[str, Any] = {}
+
+        def look(key: jax.Array) -> jax.Array:
+            sites, _ = problem.latent_trace(data, key=key)
+            priors.update({name: site["fn"] for name, site in sites.items() if site["type"] == "sample"})
+            return jnp.zeros(())
+
+        jax.eval_shape(look, jax.random.key(0))
+        if not isinstance(family, PerSite):
+            assert isinstance(family, OrbitGaussian)
+            return family.resolved(priors)
+        own = [
+            (pattern, member.resolved(priors) if isinstance(member, OrbitGaussian) else member)
+            for pattern, member in family.members
+        ]
+        rest = family.otherwise
+        return PerSite(tuple(own), rest.resolved(priors) if isinstance(rest, OrbitGaussian) else rest)
 
     def init(self, key: jax.Array, problem: Problem, data: Data) -> VariationalState:
         """q centred at a draw from the prior."""
-        params = self.family.init(problem.initial(key, data))
+        params = self.resolved(problem, data).init(problem.initial(key, data, start=self.start))
         return VariationalState(params, self.optimizer.init(params))
 
     def step(
         self, key: jax.Array, state: VariationalState, problem: Problem, batch: Data, factor: jax.Array
     ) -> tuple[VariationalState, Info]:
         """One optimiser step on -ELBO/N."""
+        family = self.resolved(problem, batch)
         key_augment, key_noise = jax.random.split(key)
         total = factor * rows.num_rows(batch)
+        seen, weight = batch, factor
         if self.augment is not None:
-            batch = self.augment.apply(key_augment, batch, problem)
-            factor = factor / self.augment.copies if self.augment_weight == "mean" else factor
+            seen = self.augment.apply(key_augment, batch, problem)
+            weight = factor / self.augment.copies if self.augment_weight == "mean" else factor
+        keep = self.symmetrise.hold if self.symmetrise is not None and self._crossed else "none"
+        reps = {} if self.symmetrise is None or keep == "none" else self.symmetrise.reps(problem, batch)
 
-        def loss(params: MeanFieldParams) -> jax.Array:
-            return -self.elbo(key_noise, params, problem, batch, factor, self.num_particles) / total
+        def loss(params: Any) -> jax.Array:
+            return -self.elbo(key_noise, params, problem, seen, weight, self.num_particles, family=family) / total
 
         value, gradient = jax.value_and_grad(loss)(state.params)
-        updates, optimizer = self.optimizer.update(gradient, state.optimizer, state.params)
-        return VariationalState(optax.apply_updates(state.params, updates), optimizer), Info(value)
+        if keep in ("gradient", "tie"):
+            gradient = hold(family, gradient, reps)
+        if isinstance(self.optimizer, NaturalGradient):
+            in_nats = jax.tree.map(lambda leaf: total * leaf, gradient)
+            curvature = None
+            if self.optimizer.hessian == "exact":
+                curvature = self._curvature(key_noise, family, state.params, problem, seen, weight)
+            params, optimizer = self.optimizer.update(in_nats, state.optimizer, state.params, curvature)
+            if keep == "update":
+                params = hold(family, params, reps)
+        else:
+            updates, optimizer = self.optimizer.update(gradient, state.optimizer, state.params)
+            if keep == "update":
+                updates = hold(family, updates, reps)
+            params = optax.apply_updates(state.params, updates)
+        if keep == "tie":
+            params = hold(family, params, reps)
+        if self.conjugate:
+            noise = jax.tree.map(lambda leaf: leaf[0], family.noise(key_augment, params, 1))
+            z = family.sample(params, noise)
+            params = conjugate_update(problem, family, params, self.conjugate, z, batch)  # type: ignore[arg-type]
+        return VariationalState(params, optimizer), Info(value)
 
     def elbo(
-        self, key: jax.Array, params: MeanFieldParams, problem: Problem, data: Data, factor: Any, num_particles: int
+        self,
+        key: jax.Array,
+        params: Any,
+        problem: Problem,
+        data: Data,
+        factor: Any,
+        num_particles: int,
+        family: Family | None = None,
     ) -> jax.Array:
         """The evidence lower bound in nats, estimated with `num_particles` draws."""
-        # one draw for all sites: a random program per site would cost seconds of compilation
-        layout = Layout.of(params.mean)
-        dtype = jnp.result_type(*params.mean.values())
+        family = self.resolved(problem, data) if family is None else family
+        noise = family.noise(key, params, num_particles)
+        local = local_sites(family, problem.structure(*data)) if self.noise == "local" else {}
+        moments = family.moments(params) if local else None
+
+        def one(noise: Any, key: jax.Array, key_local: jax.Array, sign: jax.Array) -> jax.Array:
+            z = family.sample(params, noise)
+            recorder = None
+            if moments is not None:
+                taps = problem.structure(*data).taps
+                drawn = {site for tap in local for site in (taps[tap].weight, taps[tap].bias) if site is not None}
+                z = {name: moments.mean[name] if name in drawn else value for name, value in z.items()}
+                scales = {name: jnp.sqrt(moments.variance[name]) for name in drawn}
+                recorder = LocalNoise(local, scales, key_local, sign)
+            return self._bound(family, params, problem, z, data, factor, key, recorder)
+
+        # pairs share their key, with opposite signs: noise that is drawn locally is antithetic as the weights' is
+        pairs = num_particles if num_particles % 2 else num_particles // 2
+        keys_local = jax.random.split(jax.random.fold_in(key, 1), pairs)
+        sign = jnp.ones(pairs)
         if num_particles % 2 == 0:
-            half = jax.random.normal(key, (num_particles // 2, layout.size), dtype)
-            noise = jnp.concatenate([half, -half])
-        else:
-            noise = jax.random.normal(key, (num_particles, layout.size), dtype)
+            keys_local, sign = jnp.concatenate([keys_local, keys_local]), jnp.concatenate([sign, -sign])
+        keys = jax.random.split(key, num_particles)
+        return jax.vmap(one)(noise, keys, keys_local, sign.astype(jnp.result_type(float))).mean() + family.entropy(params)
 
-        def one(noise: Values, key: jax.Array) -> jax.Array:
-            z = self.family.sample(params, noise)
-            sites, at = problem.trace(data, unconstrained=z, factor=factor, key=key)
-            bound = jnp.zeros(())
-            for name, site in sites.items():
-                if site["type"] != "sample":
-                    continue
-                if name not in z:
-                    bound = bound + _numpyro.log_prob_of(site)
-                    continue
-                kl = None
-                if _numpyro.is_real(site["fn"].support):
-                    kl = kl_to_prior(site["fn"], params.mean[name], jnp.exp(params.log_scale[name]))
-                if kl is None:
-                    log_prior = _numpyro.log_prob_of(site) + at.log_det.get(name, 0.0)
-                    kl = self.family.log_prob(params, z, name) - log_prior
-                bound = bound - kl
-            return bound
+    def _bound(
+        self,
+        family: Family,
+        params: Any,
+        problem: Problem,
+        z: Values,
+        data: Data,
+        factor: Any,
+        key: jax.Array | None,
+        recorder: Any = None,
+    ) -> jax.Array:
+        """log p(data | z) + E_q log p(z), the second by site at z itself where it has no closed form."""
+        sites, at = problem.trace(data, unconstrained=z, factor=factor, key=key, recorder=recorder)
+        bound = jnp.zeros(())
+        for name, site in sites.items():
+            if site["type"] != "sample":
+                continue
+            expected = None
+            if name in z:
+                expected = expected_log_prior(family, params, name, site["fn"], site["value"].shape)
+            if expected is None:
+                expected = _numpyro.log_prob_of(site) + at.log_det.get(name, 0.0)
+            bound = bound + expected
+        return bound
 
-        return jax.vmap(one)(layout.unflatten(noise), jax.random.split(key, num_particles)).mean()
+    def _curvature(
+        self, key: jax.Array, family: Family, params: Any, problem: Problem, data: Data, factor: Any
+    ) -> tuple[jax.Array, ...]:
+        """-L' E[Hessian of the log joint] L per block of a dense family, by one Hessian per draw."""
+        noise = family.noise(key, params, self.num_particles)
+
+        def joint(z: Values) -> jax.Array:
+            density = problem.log_density(z, data, factor=factor)
+            return density.likelihood + density.prior + density.log_det
+
+        found = []
+        for layout, root in zip(params.layouts, params.roots, strict=True):
+
+            def shifted(u: jax.Array, noise: Any, layout: Any = layout, root: jax.Array = root) -> jax.Array:
+                z = family.sample(params, noise)
+                return -joint({**z, **layout.unflatten(layout.flatten(z) + root @ u)})
+
+            zero = jnp.zeros(layout.size, root.dtype)
+            found.append(
+                jax.vmap(lambda noise, zero=zero, shifted=shifted: jax.hessian(shifted)(zero, noise))(noise).mean(axis=0)
+            )
+        return tuple(found)
 
     def boundaries(self, num_steps: int) -> tuple[int, ...]:
-        """The step before which the net is expanded."""
+        """The step before which q is symmetrised."""
         return () if self.symmetrise is None else (self.symmetrise.step(num_steps),)
 
-    def problem_at(self, problem: Problem, data: Data, step: int, num_steps: int) -> Problem:
+    def due(self, problem: Problem, state: VariationalState, data: Data, boundaries: tuple[int, ...]) -> bool:
+        """Whether the training accuracy that was asked for is reached, once."""
+        if self.symmetrise is None or not isinstance(self.symmetrise.at, TrainingAccuracy) or len(boundaries) > 1:
+            return False
+        return self.symmetrise.due(problem, self.position(state), data)
+
+    def problem_at(self, problem: Problem, data: Data, step: int, boundaries: tuple[int, ...]) -> Problem:
         """The problem on the expanded net from the expansion on."""
-        if self.symmetrise is None or step < self.symmetrise.step(num_steps):
+        if self.symmetrise is None or step < boundaries[0]:
             return problem
         return self.symmetrise.problem(problem, data)
 
-    def cross(self, key: jax.Array, state: VariationalState, problem: Problem, data: Data, step: int) -> VariationalState:
-        """The expanded parameters, with a new optimiser state: an old one would be stale."""
-        return _expand(self, problem, state, data)
+    def stage(self, step: int, boundaries: tuple[int, ...]) -> Variational:
+        """From the symmetrisation on, the variant that holds it."""
+        crossed = self.symmetrise is not None and step >= boundaries[0]
+        return replace(self, _crossed=True) if crossed else self
 
-    def posterior(self, key: jax.Array, state: VariationalState, problem: Problem, data: Data, records: Any) -> GaussianPosterior:
+    def cross(self, key: jax.Array, state: VariationalState, problem: Problem, data: Data, step: int) -> VariationalState:
+        """The symmetrised parameters, with a new optimiser state: an old one would be stale."""
+        return _symmetrise(self, problem, state, data)
+
+    def posterior(
+        self, key: jax.Array, state: VariationalState, problem: Problem, data: Data, records: Any
+    ) -> GaussianPosterior | FamilyPosterior:
         """q, with its ELBO on the data without augmentation as evidence (64 draws)."""
         value = _final_elbo(self, problem, key, state.params, data)
-        layout = Layout.of(state.params.mean)
-        block = DiagonalBlock(layout, layout.flatten(state.params.mean), layout.flatten(state.params.scale))
-        return GaussianPosterior(problem, problem.take(data, slice(0, 1)), (block,), {}, value, "elbo")
+        family, example = self.resolved(problem, data), problem.take(data, slice(0, 1))
+        blocks = family.blocks(state.params)
+        if blocks is None:
+            return FamilyPosterior(problem, example, family, state.params, value, "elbo")
+        return GaussianPosterior(problem, example, blocks, {}, value, "elbo")
 
     def position(self, state: VariationalState) -> Values:
-        """The means."""
-        return state.params.mean
+        """The means of the sites on the reals, and the others' in unconstrained coordinates."""
+        return _position(self.family, self.conjugate, state.params)
+
+
+def _position(family: Family, conjugate: tuple[str, ...], params: Any) -> Values:
+    family = conjugate_family(family, conjugate)
+    if isinstance(family, PerSite):
+        return family.center(params)
+    if isinstance(family, OrbitGaussian):
+        return params.mean
+    return family.moments(params).mean
 
 
 @partial(jax.jit, static_argnames=("scheme", "problem"))
-def _expand(scheme: Variational, problem: Problem, state: VariationalState, data: Data) -> VariationalState:
+def _symmetrise(scheme: Variational, problem: Problem, state: VariationalState, data: Data) -> VariationalState:
     assert scheme.symmetrise is not None
-    expansion = scheme.symmetrise
-    name, spec = expansion.target(problem.structure(*data))
-    prefix = name + "."
-
-    def within(values: Values) -> Values:
-        return {site.removeprefix(prefix): value for site, value in values.items() if site.startswith(prefix)}
-
-    means, scales = expand_weights(
-        spec, expansion.field(data), expansion.output, within(state.params.mean), within(state.params.scale), expansion.off_scale
-    )
-    params = MeanFieldParams(
-        {**state.params.mean, **{prefix + site: value for site, value in means.items()}},
-        {**state.params.log_scale, **{prefix + site: jnp.log(value) for site, value in scales.items()}},
-    )
+    params = scheme.symmetrise.apply(scheme.resolved(problem, data), state.params, problem, data)
     return VariationalState(params, scheme.optimizer.init(params))
 
 
 @partial(jax.jit, static_argnames=("scheme", "problem"))
-def _final_elbo(scheme: Variational, problem: Problem, key: jax.Array, params: MeanFieldParams, data: Data) -> jax.Array:
+def _final_elbo(scheme: Variational, problem: Problem, key: jax.Array, params: Any, data: Data) -> jax.Array:
     draws = jax.lax.map(lambda k: scheme.elbo(k, params, problem, data, 1.0, 2), jax.random.split(key, _EVIDENCE_DRAWS // 2))
     return draws.mean()
