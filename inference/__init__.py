@@ -47,8 +47,16 @@ from .linearised import linearised as linearised
 from .map import MAP as MAP
 from .natural import NaturalGradient as NaturalGradient
 from .nuts import NUTS as NUTS
+from .orbit_mixture import mixture_gain as mixture_gain
+from .orbit_mixture import orbit_mixture as orbit_mixture
+from .posterior import DrawsPosterior as DrawsPosterior
+from .posterior import FamilyPosterior as FamilyPosterior
+from .posterior import GaussianPosterior as GaussianPosterior
+from .posterior import PointPosterior as PointPosterior
 from .posterior import Posterior as Posterior
 from .predict import predict as predict
+from .prior_asymmetry import invariant_prior as invariant_prior
+from .prior_asymmetry import prior_asymmetry as prior_asymmetry
 from .problem import Problem as Problem
 from .scheme import Info as Info
 from .scheme import Scheme as Scheme

@@ -11,7 +11,7 @@ from bayes_sym.errors import OptionError
 from bayes_sym.representations import Representation
 
 from .families import Family
-from .families.averages import KINDS, check_average, symmetrised
+from .families.averages import KINDS, check_average, check_signs, symmetrised
 from .families.family import Reps
 from .problem import Problem
 from .rows import Data
@@ -48,6 +48,10 @@ class Averaging(Symmetrisation):
                 f"got {type(family).__name__}: use hold='none'"
             )
         jax.eval_shape(lambda params: self.apply(family, params, problem, data), params)
+
+    def check_values(self, family: Family, params: Any, problem: Problem, data: Data) -> None:
+        """Fixed signs must agree along orbits."""
+        check_signs(family, params, self.reps(problem, data))
 
     def apply(self, family: Family, params: Any, problem: Problem, data: Data) -> Any:
         """The invariant member."""

@@ -94,8 +94,8 @@ class OrbitExpansion(Symmetrisation):
         if self.hold != "none":
             if not arrange(self.arrangement, self.action.group).is_equivariant:
                 raise OptionError(
-                    f"expand(arrangement={self.arrangement!r}) is not invariant under regular hidden representations, so there is nothing to "
-                    "hold: use hold='none', or the arrangement 'diag'"
+                    f"expand(arrangement={self.arrangement!r}) is not invariant under regular hidden representations, so there is "
+                    "nothing to hold: use hold='none', or the arrangement 'diag'"
                 )
             self.reps(after, data)
 

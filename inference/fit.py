@@ -166,6 +166,7 @@ def fit(
     step, state = 0, None
     if resume is None:
         state = start_state(scheme, problem, key_init, data)
+        scheme.check_state(problem, state, data)
     else:
         step, state = _restore(resume, identity, scheme, problem_at, boundaries, (key_init, key_cross), data, history)
     state, shared = place(mesh, problem, state, data, batch_size)
@@ -196,7 +197,8 @@ def fit(
             history.append(losses, records)
             bar.update(len(losses))
             bar.set_postfix_str(f"loss {losses[-1]:.4g}", refresh=False)
-            if step < num_steps and scheme.due(current, state, shared, tuple(sorted(boundaries))):
+            if step < num_steps and scheme.due(current, state, shared, step, tuple(sorted(boundaries))):
+                boundaries -= {min(boundary for boundary in boundaries if boundary >= step)}
                 boundaries.add(step)
             if checkpoint is not None and identity is not None:
                 checkpoints.save(checkpoint, identity, step, state, history.all_losses(), history.records, boundaries)
@@ -252,6 +254,7 @@ def _restore(
 ) -> tuple[int, Any]:
     """The step and the state of a checkpoint; its losses, records and boundaries go into `history` and `boundaries`."""
     file = checkpoints.read(path)
+    boundaries.clear()
     boundaries.update(file.boundaries)
     template = jax.eval_shape(partial(start_state, scheme, problem_at(0)), keys[0], data)
     for boundary in sorted(b for b in boundaries if b < file.step):

@@ -40,7 +40,7 @@ class NaturalGradient:
     from the ordinary gradient with respect to a square root L of S, as L' D* L = 1 - sym(L' dE/dL), so the estimator is that of IVON
     (Shen et al. 2024) for a factorised q, its dense form for `FullGaussian` and `BlockGaussian`, and its Kronecker form for
     `MatrixNormal`. Every covariance stays positive: an eigenvalue of L' D* L below zero (noise, or a log joint that curves the
-    wrong way) shrinks the precision by a bounded factor. On a linear-Gaussian model with ``hessian="exact"``, one step of rate
+    wrong way) shrinks the precision by at most 4/(1 - r) in a step. On a linear-Gaussian model with ``hessian="exact"``, one step of rate
     1 is the exact posterior.
 
     Attributes:
@@ -107,10 +107,11 @@ def check_natural(optimizer: NaturalGradient, family: Family, params: Any) -> No
 
 
 def _ratio(eigenvalue: jax.Array, rate: float) -> jax.Array:
-    """The new precision over the old one: (1 - r) + r eigenvalue, continued below zero so that it stays positive."""
-    keep = max(1 - rate, _SMALLEST)
-    below = keep * jnp.exp(rate * jnp.minimum(eigenvalue, 0) / keep)
-    return jnp.maximum(jnp.where(eigenvalue > 0, 1 - rate + rate * eigenvalue, below), _SMALLEST)
+    """The new precision over the old one: (1 - r) + r eigenvalue, bent below half of 1 - r so that it stays above a quarter."""
+    least = max((1 - rate) / 2, _SMALLEST)
+    straight = 1 - rate + rate * eigenvalue
+    bent = least * jnp.exp(jnp.minimum(straight / least - 1, 0))
+    return jnp.maximum(jnp.where(straight > least, straight, bent), least / 2)
 
 
 def _cut(step: jax.Array, white: jax.Array, limit: float | None) -> jax.Array:

@@ -68,6 +68,10 @@ class Scheme(abc.ABC):
         """Refuses data that the scheme cannot work on, before any compute."""
         return None
 
+    def check_state(self, problem: Problem, state: State, data: Data) -> None:
+        """Refuses first values with which what was asked for later cannot work, before the first step."""
+        return None
+
     def boundaries(self, num_steps: int) -> tuple[int, ...]:
         """Steps before which `cross` is called; chunks end there."""
         return ()
@@ -76,8 +80,8 @@ class Scheme(abc.ABC):
         """The state after crossing the boundary at `step`, from the problem of step `step - 1` to that of step `step`."""
         return state
 
-    def due(self, problem: Problem, state: State, data: Data, boundaries: tuple[int, ...]) -> bool:
-        """Whether to cross now, for schemes whose boundary is a condition; asked between chunks."""
+    def due(self, problem: Problem, state: State, data: Data, step: int, boundaries: tuple[int, ...]) -> bool:
+        """Whether to cross the next boundary now, before `step`, for schemes that wait for a condition; asked between chunks."""
         return False
 
     def problem_at(self, problem: Problem, data: Data, step: int, boundaries: tuple[int, ...]) -> Problem:

@@ -89,6 +89,10 @@ class Symmetrisation(abc.ABC):
     def check(self, family: Family, params: Any, problem: Problem, data: Data) -> None:
         """Refuses families and nets that it cannot treat, before any compute; `params` may be shapes."""
 
+    def check_values(self, family: Family, params: Any, problem: Problem, data: Data) -> None:
+        """Refuses first parameters that have no invariant counterpart."""
+        return None
+
     @abc.abstractmethod
     def apply(self, family: Family, params: Any, problem: Problem, data: Data) -> Any:
         """The parameters afterwards, from those of the problem before."""

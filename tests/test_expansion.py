@@ -1,5 +1,6 @@
 """Orbit expansion is exactly equivariant and equals the group average; augmentation counts every orbit as it says."""
 
+import itertools
 import math
 
 import jax
@@ -12,7 +13,7 @@ import pytest
 
 from bayes_sym import groups, layers, representations
 from bayes_sym.errors import GroupActionError, OptionError
-from bayes_sym.inference import MeanField, Problem, Variational, expand, full_orbit, random_orbit
+from bayes_sym.inference import ARRANGEMENTS, MeanField, Problem, Variational, expand, full_orbit, random_orbit
 from bayes_sym.inference.expansion import expand_spec, expand_weights
 from bayes_sym.inference.variational import VariationalState
 from bayes_sym.layers import Activation, Conv, Dense, Flatten, Pool, Sequential
@@ -20,6 +21,9 @@ from bayes_sym.layers import Activation, Conv, Dense, Flatten, Pool, Sequential
 
 C2, C4, D4 = groups.cyclic(2), groups.cyclic(4), groups.dihedral(4)
 TANH, RELU = Activation("tanh"), Activation("relu")
+S3, C5 = groups.symmetric(3), groups.cyclic(5)
+PRODUCT = groups.product(groups.cyclic(2), groups.cyclic(3))
+LETTERS = representations.quotient(S3, [1])  # elements 0 and 1 fix the first letter
 SIGNED = representations.permutation(C4, [[[1, 0], [-1, 1]]])  # a quarter turn of the plane
 # name: (small net, action on the inputs, channels, representation of the outputs)
 CASES = {
@@ -38,6 +42,24 @@ CASES = {
         None,
     ),
     "dense, signed": (Sequential((Dense(2, 3), TANH, Dense(3, 2))), SIGNED, 1, SIGNED),
+    "dense, S3, equivariant": (
+        Sequential((Dense(3, 4), RELU, Dense(4, 3), TANH, Dense(3, 3))),
+        LETTERS,
+        1,
+        LETTERS,
+    ),
+    "dense, product group": (
+        Sequential((Dense(6, 3), RELU, Dense(3, 6))),
+        representations.regular(PRODUCT),
+        1,
+        representations.regular(PRODUCT),
+    ),
+    "sequence, C5": (
+        Sequential((Dense(10, 3), RELU, Dense(3, 2), RELU, Dense(2, 10))),
+        representations.sequence(C5, 10),
+        1,
+        representations.sequence(C5, 10),
+    ),
     "conv, 2 layers": (Sequential((Conv(1, 2), RELU, Pool(), Dense(2, 3))), representations.image(C4, (4, 4)), 1, None),
     "conv, equivariant, D4": (
         Sequential((Conv(2, 2), RELU, Pool(2, "max"), Conv(2, 3, padding="CIRCULAR"), TANH, Pool(), Dense(3, 4))),
@@ -111,6 +133,52 @@ def test_the_expanded_weights_fit_the_expanded_net(name, x64):
     assert all((np.asarray(scale) > 0).all() for scale in scales.values())
 
 
+def mean_net_error(spec, action, output, channels=1, **options):
+    """How far the expanded mean net is from equivariant, relative to its outputs."""
+    field, order = layers.Field.of(action, channels), action.group.order
+    means, scales = weights(spec)
+    big, _ = expand_weights(spec, field, output, means, scales, 0.02, **options)
+    copies = order if options.get("cosets") is None else order // len(options["cosets"].elements)
+    x = jnp.asarray(inputs(action, channels))
+    moved = jnp.concatenate([action.transform(g, x) for g in range(order)])
+    out = np.asarray(jax.jit(lambda w, x: expand_spec(spec, copies).apply(w, x))(big, moved)).reshape(order, 3, -1)
+    turn = [np.eye(out.shape[-1])] * order if output is None else output.matrices()
+    return np.abs(out - np.stack([out[0] @ turn[g].T for g in range(order)])).max() / np.abs(out[0]).max(), big
+
+
+CONVS = Sequential((Conv(1, 2), RELU, Conv(2, 2), RELU, Conv(2, 2), RELU, Pool(), Dense(2, 3)))
+
+
+@pytest.mark.parametrize("group", [C4, D4], ids=["C4", "D4"])
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+def test_which_arrangements_are_equivariant(arrangement, group, x64):
+    error, big = mean_net_error(CONVS, representations.image(group, (4, 4)), None, arrangement=arrangement)
+    exact = arrangement in ("diag", "tied", "mix", "gcnn", "fixed") or (arrangement, group) == ("row_rolled", C4)
+    assert error < 1e-12 if exact else error > 1e-3
+    # the small net's filters have no symmetry, so equal rows of blocks are a property of the arrangement
+    order = group.order
+    rows = np.asarray(big["2.weight"]).reshape(9, order, 2, order, 2).transpose(3, 0, 1, 2, 4).reshape(order, -1)
+    distinct = {"gcnn": order // 2, "row_constant": 1, "fixed": 1}.get(arrangement, order)
+    assert len(np.unique(rows.round(12), axis=0)) == distinct
+
+
+def test_cosets_serve_large_groups(x64):
+    for n in (3, 4, 5):
+        group = groups.symmetric(n)
+        stabiliser = group.subgroup([g for g, p in enumerate(itertools.permutations(range(n))) if p[0] == 0])
+        letters = representations.quotient(group, stabiliser)
+        spec = Sequential((Dense(n, 3), TANH, Dense(3, 2), TANH, Dense(2, n)))
+        error, big = mean_net_error(spec, letters, letters, cosets=stabiliser)
+        assert error < 1e-12
+        assert big["2.weight"].shape == (3 * n, 2 * n)  # n blocks, not n!
+        field = layers.Field.of(letters, 1)
+        small, _ = weights(spec)
+        x = jnp.asarray(inputs(letters, 1))
+        means, _ = expand_weights(spec, field, letters, small, weights(spec)[1], 0.02, cosets=stabiliser)
+        out = np.asarray(expand_spec(spec, n).apply(means, x))
+        assert np.abs(out - out.mean(axis=1, keepdims=True)).max() > 1e-3 * np.abs(out).max()  # it does not just pool
+
+
 def test_hidden_blocks_are_diagonal_with_small_noise_between_copies(x64):
     spec = CASES["dense, equivariant"][0]
     means, scales = weights(spec)
@@ -168,6 +236,16 @@ def test_filters_are_turned_with_the_image(x64):
             lambda: expand(representations.regular(C2), representations.matrix(C2, [[[0.6, 0.8], [0.8, -0.6]]])),
             GroupActionError,
             "the output .* mixes coordinates",
+        ),
+        (lambda: expand(representations.regular(C4), arrangement="rows"), OptionError, "arrangement must be one of"),
+        (lambda: expand(representations.regular(C4), share=1.5), OptionError, "share must be between 0 and 1"),
+        (lambda: expand(representations.regular(C4), off_scale=0.0), OptionError, "it is a standard deviation"),
+        (lambda: expand(representations.regular(C4), hold="tight"), OptionError, "hold='tight'"),
+        (lambda: expand(representations.regular(C4), cosets=D4.subgroup([1])), GroupActionError, "must be a subgroup of C4"),
+        (
+            lambda: expand(representations.regular(C4), cosets=C4.subgroup([2]), arrangement="tied"),
+            OptionError,
+            "in the arrangement 'diag' only",
         ),
         (lambda: random_orbit(representations.regular(C4), 0), OptionError, "n >= 1 transforms"),
     ],

@@ -106,7 +106,7 @@ class Representation:
     def orbit(self, x: jax.Array | np.ndarray, axis: int | Sequence[int] = -1) -> jax.Array:
         """rho(g) x for every g, stacked along a new first axis of length `group.order`."""
         array = jnp.asarray(x)
-        return jnp.stack([self.act(g, array, axis) for g in range(self.group.order)])
+        return jax.vmap(lambda g: self.act(g, array, axis))(jnp.arange(self.group.order))
 
     def transform(self, g: int | jax.Array, batch: jax.Array) -> jax.Array:
         """rho(g) applied to each member of a batch (batch, *shape, ...): the action on images, sequences or vectors."""
