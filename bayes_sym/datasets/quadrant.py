@@ -13,7 +13,8 @@ import numpy as np
 
 from ..errors import DataError, OptionError, ShapeError
 from .digits import Digits, Images, grey_digits
-from .local import Split, read_mnist
+from .mnist import read_mnist
+from .split import Split
 
 
 __all__ = ["placements", "quadrant_digits", "quadrant_mnist"]
