@@ -53,7 +53,9 @@ def whole_number(name: str, size: Any, least: int) -> None:
         raise DataError(f"{name} must be a whole number of at least {least}, got {size!r}")
 
 
-def between(name: str, value: float, low: float, high: float, unit: str) -> None:
-    """Refuses an option outside [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise OptionError(f"{name} must lie between {low:g} and {high:g} {unit}, got {value!r}")
+def between(name: str, value: float, low: float, high: float, unit: str = "", *, whole: bool = False) -> None:
+    """Refuses an option outside [low, high], or with `whole` one that is not a whole number."""
+    wanted = (int, np.integer) if whole else (int, float, np.integer, np.floating)
+    if isinstance(value, bool) or not isinstance(value, wanted) or not low <= value <= high:
+        what = "a whole number between" if whole else "between"
+        raise OptionError(f"{name} must be {what} {low:g} and {high:g}{unit and ' ' + unit}, got {value!r}")
