@@ -39,8 +39,9 @@ class File(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What a checkpoint holds: the scheme's state, the losses so far, and the records so far."""
+    """What a checkpoint holds: the number of steps, the scheme's state after them, the losses and the records so far."""
 
+    step: int
     state: Any
     losses: np.ndarray
     records: dict[str, np.ndarray] | None
@@ -103,7 +104,7 @@ def restore(file: File, identity: dict[str, str] | None, template: Any) -> Saved
     Raises:
         CheckpointError: it belongs to another problem, scheme, data, key or version.
     """
-    path, _, header, arrays = file
+    path, step, header, arrays = file
     different = [
         f"{name}: {header['identity'].get(name)} there, {here} here"
         for name, here in (identity or {}).items()
@@ -120,7 +121,7 @@ def restore(file: File, identity: dict[str, str] | None, template: Any) -> Saved
         )
     state = jax.tree.unflatten(structure, [_revive(arrays[f"state{i}"], leaf) for i, leaf in enumerate(leaves)])
     records = {name.removeprefix("record."): array for name, array in arrays.items() if name.startswith("record.")}
-    return Saved(state, arrays["losses"], records or None)
+    return Saved(step, state, arrays["losses"], records or None)
 
 
 def _is_key(leaf: Any) -> bool:
