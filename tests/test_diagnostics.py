@@ -104,7 +104,7 @@ def test_results_are_pytrees_with_static_counts():
     found = defect(np.random.default_rng(0).standard_normal((2, 5, 3)))
     doubled = jax.tree.map(lambda value: 2 * value, found)
     assert isinstance(doubled, EquivarianceError) and doubled.predictive == 2 * found.predictive
-    assert doubled.num_draws == 5 and len(jax.tree.leaves(found)) == 5
+    assert doubled.num_draws == 5 and len(jax.tree.leaves(found)) == 8
     assert set(dataclasses.asdict(found)) >= {"predictive", "predictive_se", "member", "member_se", "emergence", "num_draws"}
 
 

@@ -6,10 +6,11 @@ from .calibration import Calibration as Calibration
 from .calibration import calibration as calibration
 from .check import EquivarianceCheck as EquivarianceCheck
 from .check import check_equivariance as check_equivariance
-from .equivariance import EquivarianceError as EquivarianceError
-from .equivariance import defect as defect
 from .equivariance import equivariance_error as equivariance_error
 from .equivariance import equivariance_error_from_draws as equivariance_error_from_draws
+from .estimates import EquivarianceError as EquivarianceError
+from .estimates import defect as defect
+from .estimates import defect_from_products as defect_from_products
 from .pathways import PathwayShare as PathwayShare
 from .pathways import PathwayShares as PathwayShares
 from .pathways import pathway_shares as pathway_shares
