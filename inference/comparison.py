@@ -128,9 +128,10 @@ class Comparison:
         return pd.DataFrame(lines)
 
     def dataset(self) -> xr.Dataset:
-        """An xarray data set: every score (method, seed), and for several seeds ``*_mean`` (method) and ``*_interval`` (method, bound).
+        """An xarray data set: every score (cell, seed), and for several seeds ``*_mean`` (cell) and ``*_interval`` (cell, bound).
 
-        Intervals are NaN below three seeds. The kind of each method's evidence is a coordinate.
+        Cells are named by their methods: ``.sel(cell="map")``, since xarray's own `method` is another thing. Intervals are
+        NaN below three seeds. The kind of each cell's evidence is a coordinate.
         """
         import numpy as np
         import xarray as xr
@@ -146,14 +147,14 @@ class Comparison:
             if name == "seed" or any(isinstance(value, str | bool) for value in flat) or all(value is None for value in flat):
                 continue
             array = np.array([[np.nan if value is None else value for value in line] for line in values], float)
-            found[name] = (("method", "seed"), array)
+            found[name] = (("cell", "seed"), array)
             if self._several:
                 over = [interval_over(line) for line in array]
                 bounds = [[np.nan if one.low is None else one.low, np.nan if one.high is None else one.high] for one in over]
-                found[f"{name}_mean"] = ("method", np.array([one.mean for one in over]))
-                found[f"{name}_interval"] = (("method", "bound"), np.array(bounds))
+                found[f"{name}_mean"] = ("cell", np.array([one.mean for one in over]))
+                found[f"{name}_interval"] = (("cell", "bound"), np.array(bounds))
         kinds = np.array([of_method[0]["evidence_kind"] or "" for of_method in ordered])
-        coordinates: dict[str, Any] = {"method": methods, "seed": seeds, "evidence_kind": ("method", kinds)}
+        coordinates: dict[str, Any] = {"cell": methods, "seed": seeds, "evidence_kind": ("cell", kinds)}
         if self._several:
             coordinates["bound"] = ["low", "high"]
         return xr.Dataset(found, coordinates, {name: str(value) for name, value in self.about.items()})

@@ -31,8 +31,8 @@ def describe(value: Any) -> str:
     """What `value` is, in a line of text that holds no addresses.
 
     Options are written out; arrays become their shape and a checksum; functions their name, what they close over, their
-    defaults and a checksum of their code, so that a model whose body changes is another model. What a function looks up
-    among the globals of its module is not followed.
+    defaults and a checksum of their code, so that a model whose body changes is another model, as is one of a class whose
+    methods change. What a function looks up among the globals of its module is not followed.
     """
     return _describe(value, ())
 
@@ -63,7 +63,7 @@ def _describe(value: Any, above: tuple[int, ...]) -> str:
     if isinstance(value, functools.partial):
         return _listed(functools.partial, [inside(value.func), inside(value.args), inside(value.keywords)])
     if is_dataclass(value):
-        return _listed(type(value), [f"{field.name}={inside(getattr(value, field.name))}" for field in fields(value)])
+        return _object(type(value), [f"{field.name}={inside(getattr(value, field.name))}" for field in fields(value)])
     code = getattr(value, "__code__", None)
     if isinstance(code, CodeType):
         cells = [inside(cell.cell_contents) for cell in value.__closure__ or ()]
@@ -76,11 +76,27 @@ def _describe(value: Any, above: tuple[int, ...]) -> str:
         return f"{type(value).__name__}({inside(value.__wrapped__)})"
     if hasattr(value, "__qualname__"):
         return _name(value)
-    return _listed(type(value), [f"{name}={inside(item)}" for name, item in sorted(getattr(value, "__dict__", {}).items())])
+    return _object(type(value), [f"{name}={inside(item)}" for name, item in sorted(getattr(value, "__dict__", {}).items())])
 
 
 def _name(value: Any) -> str:
     return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', getattr(value, '__name__', ''))}"
+
+
+def _object(kind: type, parts: list[str]) -> str:
+    return _listed(kind, [f"#{_methods(kind):08x}", *parts])
+
+
+@functools.cache
+def _methods(kind: type) -> int:
+    """A checksum of the code of all methods that the class and its bases define."""
+    codes = [
+        (name, _code(item.__code__))
+        for base in kind.__mro__
+        for name, item in sorted(vars(base).items())
+        if isinstance(getattr(item, "__code__", None), CodeType)
+    ]
+    return zlib.crc32(repr(codes).encode())
 
 
 def _listed(kind: type, parts: list[str]) -> str:
