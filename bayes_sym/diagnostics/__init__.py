@@ -11,7 +11,16 @@ from .equivariance import equivariance_error_from_draws as equivariance_error_fr
 from .estimates import EquivarianceError as EquivarianceError
 from .estimates import defect as defect
 from .estimates import defect_from_products as defect_from_products
+from .independent import equivariance_error_from_independent_draws as equivariance_error_from_independent_draws
 from .pathways import PathwayShare as PathwayShare
 from .pathways import PathwayShares as PathwayShares
 from .pathways import pathway_shares as pathway_shares
 from .pathways import plot_pathway_shares as plot_pathway_shares
+from .permutation import EquivarianceTest as EquivarianceTest
+from .permutation import equivariance_test as equivariance_test
+from .planning import DrawsNeeded as DrawsNeeded
+from .planning import draws_needed as draws_needed
+from .rotations import SampledRotations as SampledRotations
+from .sweep import DefectSweep as DefectSweep
+from .sweep import defect_sweep as defect_sweep
+from .sweep_plot import plot_defect_sweep as plot_defect_sweep

@@ -62,9 +62,9 @@ class EquivarianceError:
     def interval(self, level: float = 0.95, *, of: Literal["predictive", "member"] = "predictive") -> tuple[float, float]:
         """(low, high) of a confidence interval, by Student's t; not clipped at 0.
 
-        Sources of chance are the examples and the draws. Where the defect is near 0 compared with its standard error, the
-        estimate is not Gaussian (it is a weighted sum of chi-squares) and the interval is too wide: `equivariance_test` is exact
-        there.
+        Sources of chance are the examples and the draws. Where the defect is not large compared with its standard error, the
+        estimate is not Gaussian (at 0 it is a weighted sum of chi-squares) and the coverage is not the nominal one: too high where
+        the draws' noise has many directions, and down to 86% of 95% where it has one. `equivariance_test` is exact there.
 
         Raises:
             OptionError: the level is not between 0 and 1, or `of` is unknown.
