@@ -12,6 +12,10 @@ from .estimates import EquivarianceError as EquivarianceError
 from .estimates import defect as defect
 from .estimates import defect_from_products as defect_from_products
 from .independent import equivariance_error_from_independent_draws as equivariance_error_from_independent_draws
+from .orbit_accuracy import OrbitAccuracy as OrbitAccuracy
+from .orbit_accuracy import orbit_accuracy as orbit_accuracy
+from .orbit_uncertainty import OrbitUncertainty as OrbitUncertainty
+from .orbit_uncertainty import orbit_uncertainty as orbit_uncertainty
 from .pathways import PathwayShare as PathwayShare
 from .pathways import PathwayShares as PathwayShares
 from .pathways import pathway_shares as pathway_shares
@@ -24,3 +28,5 @@ from .rotations import SampledRotations as SampledRotations
 from .sweep import DefectSweep as DefectSweep
 from .sweep import defect_sweep as defect_sweep
 from .sweep_plot import plot_defect_sweep as plot_defect_sweep
+from .symmetric_kl import SymmetricKL as SymmetricKL
+from .symmetric_kl import symmetric_kl as symmetric_kl
