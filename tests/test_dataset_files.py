@@ -375,12 +375,12 @@ def test_names_in_an_archive_reach_no_other_folder(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["inside"] and len(list(inside.iterdir())) == 1
 
 
-def bomb(path, size=2**29 + 2**20):
-    """An archive whose first member announces, and after decompression has, more than any of these sets."""
+def bomb(path, after_the_end, size=2**29 + 2**20):
+    """An archive that after decompression holds more than any of these sets, in a member or after its end."""
     info = tarfile.TarInfo("big")
-    info.size = size
+    info.size = 0 if after_the_end else size
     with gzip.open(path, "wb", compresslevel=1) as file:
-        file.write(info.tobuf())
+        file.write(info.tobuf() + bytes(1024) * after_the_end)
         for _ in range(size // 2**20):
             file.write(bytes(2**20))
 
@@ -412,9 +412,10 @@ def test_hostile_archives_are_refused(tmp_path):
         cifar10(path)
 
 
-def test_an_archive_that_swells_is_refused(tmp_path):
+@pytest.mark.parametrize("after_the_end", [False, True])
+def test_an_archive_that_swells_is_refused(tmp_path, after_the_end):
     path = tmp_path / "cifar-10-python.tar.gz"
-    bomb(path)
+    bomb(path, after_the_end)
     assert path.stat().st_size < 2**23
     with pytest.raises(DataError, match="holds more than 536870912 bytes"):
         cifar10(path)
@@ -630,7 +631,7 @@ def test_downloads_that_cannot_be_made_are_named(server, monkeypatch, tmp_path):
     with pytest.raises(OptionError, match="no set 'svhn' to download, only 'mnist', 'fashion-mnist', 'cifar-10', 'cifar-100'"):
         download("svhn")
     monkeypatch.setitem(__import__("sys").modules, "pooch", None)
-    for load in (mnist, fashion_mnist, cifar10, cifar100):
+    for load in (mnist, fashion_mnist, cifar10, cifar100, quadrant_mnist):
         with pytest.raises(DataError, match=r'needs pooch, which is not installed: pip install "bayes-sym\[data\]"'):
             load()
 

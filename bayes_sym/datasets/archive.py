@@ -32,7 +32,7 @@ def read_members(path: Path, wanted: Collection[str], again: str) -> dict[str, b
     """
     found: dict[str, bytes] = {}
     try:
-        with gzip.open(path, "rb") as stream, tarfile.open(fileobj=_Bounded(stream), mode="r|") as archive:
+        with gzip.open(path, "rb") as stream, tarfile.open(fileobj=(bounded := _Bounded(stream)), mode="r|") as archive:
             for member in archive:
                 if member.name not in wanted:
                     continue
@@ -41,7 +41,7 @@ def read_members(path: Path, wanted: Collection[str], again: str) -> dict[str, b
                 file = archive.extractfile(member)
                 assert file is not None  # a regular file
                 found[member.name] = file.read()
-            while stream.read(2**20):  # only at its end is the checksum compared
+            while bounded.read(2**20):  # only at its end is the checksum compared
                 pass
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise DataError(f"{path} cannot be read ({type(error).__name__}: {error}): {again}") from error

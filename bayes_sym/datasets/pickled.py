@@ -41,14 +41,15 @@ def read_pickle(content: bytes) -> dict[bytes, Any]:
 
 def _look_through(content: bytes) -> None:
     """Refuses instructions that no array needs, lengths beyond the end, and numbers of memories beyond the instructions."""
+    end = 0
     for count, (instruction, argument, position) in enumerate(pickletools.genops(content)):
-        name = instruction.name
+        name, end = instruction.name, (position or 0) + 1
         if name in _REFUSED:
             raise pickle.UnpicklingError(f"it uses {name} at byte {position}, which an array does not need")
         if name in ("PUT", "BINPUT", "LONG_BINPUT") and isinstance(argument, int) and argument > count:
             raise pickle.UnpicklingError(f"it remembers thing number {argument} at byte {position}, after {count} instructions")
-    if position + 1 != len(content):
-        raise pickle.UnpicklingError(f"{len(content) - position - 1} bytes follow its end")
+    if end != len(content):
+        raise pickle.UnpicklingError(f"{len(content) - end} bytes follow its end")
 
 
 class _Recorded:

@@ -95,7 +95,7 @@ def _moved(sets: Any, operations: tuple[Affine, ...], seed: int, outside: float 
 def _parts(sets: Any) -> tuple[Any, ...]:
     """The sets, or the one set: named tuples of images `x` and labels `y`."""
     parts = (sets,) if hasattr(sets, "x") else tuple(sets)
-    if not parts or any(np.ndim(getattr(part, "x", None)) != 4 for part in parts):
+    if not parts or any(len(np.shape(getattr(part, "x", 0))) != 4 for part in parts):
         raise ShapeError(
             "only sets of images can be moved: named tuples of x (N, height, width, channels) and y, as mnist() or digits() return, got "
             f"{[np.shape(getattr(part, 'x', part)) for part in parts]}"
