@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -96,43 +96,27 @@ def compare(
         raise OptionError("a mesh shards every fit over the devices, an executor gives each fit a device: choose one of them")
     complete = [_complete(cell, data, test, action, validation) for cell in cells]
     _check(complete)
-    folder = None if folder is None else Path(folder)
     keys = np.asarray(jax.random.key_data(jax.random.split(key, len(cells) + 2)))
-    done: dict[tuple[str, int], dict[str, Any]] = {}
-    runs: dict[tuple[str, int], Run | Callable[[], Run]] = {}
-    jobs: list[Job] = []
-    for cell, key_fit in zip(complete, keys[2:], strict=True):
-        job = Job(
+    wanted = [
+        Job(
             cell,
             chosen,
-            key_fit,
-            keys[0],
-            keys[1],
-            num_draws,
-            chunk,
-            progress and executor is None,
-            mesh,
-            folder,
-            executor is None,
+            key=own,
+            key_look=keys[0],
+            key_score=keys[1],
+            num_draws=num_draws,
+            chunk=chunk,
+            progress=progress and executor is None,
+            mesh=mesh,
+            folder=None if folder is None else Path(folder),
+            hand_back=folder is None or executor is None,
         )
-        missing = chosen
-        if folder is not None:
-            identity = job.identity()
-            place = unit.cell_folder(folder, cell.name, identity)
-            for seed, where, row in unit.finished(place):
-                if seed in chosen:
-                    done[cell.name, seed] = row
-                    runs[cell.name, seed] = partial(job._replace(folder=where).revived, seed)
-            missing = tuple(seed for seed in chosen if (cell.name, seed) not in done)
-            if progress and not place.exists():
-                _say_what_differs(place, identity)
-        together = len(missing) > 1 and vmap_seeds and mesh is None and cell.scheme.vmaps_seeds
-        for some in [missing] if together else [(seed,) for seed in missing]:
-            if some:
-                where = None if folder is None else unit.open_unit(place, some, identity)
-                jobs.append(job._replace(seeds=some, folder=where, hand_back=folder is None or executor is None))
-    if progress and done:
-        tqdm.write(f"{len(done)} of {len(cells) * len(chosen)} fits are finished already, in {folder}", file=sys.stderr)
+        for cell, own in zip(complete, keys[2:], strict=True)
+    ]
+    found = _Found({}, {})
+    jobs = [job for want in wanted for job in _left_to_do(want, found, vmap_seeds, progress)]
+    if progress and found.rows:
+        tqdm.write(f"{len(found.rows)} of {len(cells) * len(chosen)} fits are finished already, in {folder}", file=sys.stderr)
     try:
         with nullcontext() if folder is None else gentle_interrupt():
             results = run_all(run_job, jobs, [job.name for job in jobs], executor, progress=progress)
@@ -140,13 +124,39 @@ def compare(
         raise Interrupted(f"{error}; all that is finished is in {folder}: run the same again to go on from there") from error
     for job, result in zip(jobs, results, strict=True):
         for seed, row in result.rows.items():
-            done[job.cell.name, seed] = row
-            runs[job.cell.name, seed] = result.runs.get(seed) or partial(job.revived, seed)
+            found.rows[job.cell.name, seed] = row
+            found.runs[job.cell.name, seed] = result.runs.get(seed) or partial(job.revived, seed)
     order = [(cell.name, seed) for cell in complete for seed in chosen]
     dropped = {name for name, keep in (("seed", seeds != 1), ("task", any(cell.task for cell in cells))) if not keep}
-    rows = [{name: value for name, value in done[place].items() if name not in dropped} for place in order]
+    rows = [{name: value for name, value in found.rows[place].items() if name not in dropped} for place in order]
     training = {cell.name: cell.data for cell in complete if cell.data is not None}
-    return Comparison(rows, Runs({place: runs[place] for place in order}), training, dict(about or {}))
+    return Comparison(rows, Runs({place: found.runs[place] for place in order}), training, dict(about or {}))
+
+
+class _Found(NamedTuple):
+    """What is finished, by method and seed; runs that lie in the folder are read when they are asked for."""
+
+    rows: dict[tuple[str, int], dict[str, Any]]
+    runs: dict[tuple[str, int], Run | Callable[[], Run]]
+
+
+def _left_to_do(want: Job, found: _Found, vmap_seeds: bool, progress: bool) -> list[Job]:
+    """The jobs for those seeds of a cell that its folder does not have; what it has is added to `found`."""
+    cell, missing, place = want.cell, want.seeds, None
+    if want.folder is not None:
+        identity = want.identity()
+        place = unit.cell_folder(want.folder, cell.name, identity)
+        if progress and not place.exists():
+            _say_what_differs(place, identity)
+        for seed, where, row in unit.finished(place):
+            if seed in want.seeds:
+                found.rows[cell.name, seed] = row
+                found.runs[cell.name, seed] = partial(want._replace(folder=where).revived, seed)
+        missing = tuple(seed for seed in want.seeds if (cell.name, seed) not in found.rows)
+    together = len(missing) > 1 and vmap_seeds and want.mesh is None and cell.scheme.vmaps_seeds
+    parts = [missing] if together else [(seed,) for seed in missing]
+    folders = [None if place is None else unit.open_unit(place, part, identity) for part in parts]
+    return [want._replace(seeds=part, folder=folder) for part, folder in zip(parts, folders, strict=True)]
 
 
 def _complete(

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import jax
 import jax.monitoring
+import jax.numpy as jnp
 
 
 __all__ = ["Cost", "measured", "peak_memory"]
@@ -57,20 +58,20 @@ def _listen() -> None:
             _registered = True
 
 
-def _heard(event: str, start: float, end: float, **_: str | int) -> None:
+def _heard(event: str, start_time: float, end_time: float, **kwargs: str | int) -> None:
     if _spans.found is not None and event.startswith(_COMPILING):
-        _spans.found.append((start, end))
+        _spans.found.append((start_time, end_time))
 
 
 @contextmanager
-def measured(device: jax.Device | None = None) -> Iterator[Cost]:
+def measured() -> Iterator[Cost]:
     """Measures what is done inside, by this thread.
 
     Where the high-water mark of the memory rises meanwhile, it is the peak; where an earlier one was higher, the peak is
     that of looks every 20 ms.
     """
     _listen()
-    device = jax.local_devices()[0] if device is None else device
+    device = next(iter(jnp.zeros(()).devices()))  # the one that computations of this thread go to
     cost, before, outer = Cost(), _high_water(device), _spans.found
     _spans.found = []
     done, looks = threading.Event(), [_in_use(device)]

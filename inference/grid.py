@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -32,6 +33,11 @@ class Run(NamedTuple):
 
     fit: Fit
     posterior: Posterior
+
+
+def as_key(data: np.ndarray) -> jax.Array:
+    """A random key from its data, which any engine can send."""
+    return jax.random.wrap_key_data(jnp.asarray(data))
 
 
 class Finished(NamedTuple):
@@ -86,7 +92,7 @@ class Job(NamedTuple):
 
     def of_seed(self, key: np.ndarray, seed: int) -> jax.Array:
         """The key that one seed has in place of `key`."""
-        base = jax.random.wrap_key_data(key)
+        base = as_key(key)
         return base if seed == 0 else jax.random.fold_in(base, seed)
 
     def revived(self, seed: int) -> Run:
@@ -111,7 +117,7 @@ def run_job(job: Job) -> Finished:
     """
     if STOP.is_set():
         raise Interrupted("stopped before the start")
-    with measured(jax.config.jax_default_device) as cost:
+    with measured() as cost:
         runs = _fits(job)
         scores = {}
         for seed, run in runs.items():
@@ -166,8 +172,7 @@ def _fits(job: Job) -> dict[int, Run]:
         last: list[Callback] = [] if part is None else [lambda progress: progress.save(part)]
         found = [fit(cell.problem, cell.scheme, keys[0], *cell.data, callbacks=callbacks[0] + last, mesh=job.mesh, **options)]
     else:
-        stacked = jax.numpy.stack(keys)
-        found = fit_seeds(cell.problem, cell.scheme, stacked, *cell.data, callbacks=callbacks, checkpoint=part, **options)
+        found = fit_seeds(cell.problem, cell.scheme, jnp.stack(keys), *cell.data, callbacks=callbacks, checkpoint=part, **options)
     if found[0].status().step < cell.num_steps:
         raise Interrupted(f"stopped at step {found[0].status().step} of {cell.num_steps} of {job.name}")
     return {seed: Run(one, looks[seed].posterior(one)) for seed, one in zip(job.seeds, found, strict=True)}
@@ -185,7 +190,7 @@ class _Looks:
             images, labels = cell.validation
             if cell.select == "orbit":
                 images, labels = orbit_images(cell.action, images), np.tile(labels, cell.action.group.order)
-            self.best = BestOnValidation(jax.random.wrap_key_data(job.key_look), (images,), labels)
+            self.best = BestOnValidation(as_key(job.key_look), (images,), labels)
 
     def callbacks(self) -> list[Callback]:
         """What the fit is to call."""

@@ -303,6 +303,7 @@ def save_or_die(path, *given):
         os.kill(os.getpid(), signal.SIGKILL)
 
 unit.finish, checkpoints.save = finish_and_count, save_or_die
+unit._code = lambda: ""  # somebody may be editing the library while this runs
 rng = np.random.default_rng(0)
 x, y = rng.normal(size=(24, 4, 4, 1)).astype(np.float32), rng.integers(0, 2, 24).astype(np.int32)
 action = representations.image(groups.cyclic(4), (4, 4))
