@@ -12,6 +12,9 @@ from .estimates import EquivarianceError as EquivarianceError
 from .estimates import defect as defect
 from .estimates import defect_from_products as defect_from_products
 from .independent import equivariance_error_from_independent_draws as equivariance_error_from_independent_draws
+from .layerwise import LayerEquivariance as LayerEquivariance
+from .layerwise import LayerError as LayerError
+from .layerwise import layer_equivariance as layer_equivariance
 from .orbit_accuracy import OrbitAccuracy as OrbitAccuracy
 from .orbit_accuracy import orbit_accuracy as orbit_accuracy
 from .orbit_uncertainty import OrbitUncertainty as OrbitUncertainty
