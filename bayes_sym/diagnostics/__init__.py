@@ -2,6 +2,11 @@
 
 from .agreement import OrbitAgreement as OrbitAgreement
 from .agreement import orbit_agreement as orbit_agreement
+from .bounds import certificate as certificate
+from .bounds import defect_bounds as defect_bounds
+from .bounds import draws_bound as draws_bound
+from .bounds import examples_bound as examples_bound
+from .bounds import pac_bayes_bound as pac_bayes_bound
 from .calibration import Calibration as Calibration
 from .calibration import calibration as calibration
 from .check import EquivarianceCheck as EquivarianceCheck
@@ -19,6 +24,9 @@ from .orbit_accuracy import OrbitAccuracy as OrbitAccuracy
 from .orbit_accuracy import orbit_accuracy as orbit_accuracy
 from .orbit_uncertainty import OrbitUncertainty as OrbitUncertainty
 from .orbit_uncertainty import orbit_uncertainty as orbit_uncertainty
+from .parameters import ParameterAsymmetry as ParameterAsymmetry
+from .parameters import SiteAsymmetry as SiteAsymmetry
+from .parameters import parameter_asymmetry as parameter_asymmetry
 from .pathways import PathwayShare as PathwayShare
 from .pathways import PathwayShares as PathwayShares
 from .pathways import pathway_shares as pathway_shares
@@ -33,3 +41,5 @@ from .sweep import defect_sweep as defect_sweep
 from .sweep_plot import plot_defect_sweep as plot_defect_sweep
 from .symmetric_kl import SymmetricKL as SymmetricKL
 from .symmetric_kl import symmetric_kl as symmetric_kl
+from .transversal import TransversalCurvature as TransversalCurvature
+from .transversal import transversal_curvature as transversal_curvature
