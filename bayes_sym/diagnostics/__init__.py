@@ -16,10 +16,15 @@ from .equivariance import equivariance_error_from_draws as equivariance_error_fr
 from .estimates import EquivarianceError as EquivarianceError
 from .estimates import defect as defect
 from .estimates import defect_from_products as defect_from_products
+from .generators import Generator as Generator
+from .generators import ImageRotation as ImageRotation
+from .generators import ImageTranslation as ImageTranslation
+from .generators import LinearGenerator as LinearGenerator
 from .independent import equivariance_error_from_independent_draws as equivariance_error_from_independent_draws
 from .layerwise import LayerEquivariance as LayerEquivariance
 from .layerwise import LayerError as LayerError
 from .layerwise import layer_equivariance as layer_equivariance
+from .lie import lie_derivative as lie_derivative
 from .orbit_accuracy import OrbitAccuracy as OrbitAccuracy
 from .orbit_accuracy import orbit_accuracy as orbit_accuracy
 from .orbit_uncertainty import OrbitUncertainty as OrbitUncertainty

@@ -27,19 +27,30 @@ def rotated(x: jax.Array, angle: jax.Array, method: Method) -> jax.Array:
     Args:
         x: images.
         angle: in radians; a number, which may be traced.
-        method: ``"bilinear"``: one warp, with zeros outside. ``"fourier"``: three shears by phase shifts (Unser et al. 1995), where
-            images go on periodically; orthogonal for odd sizes, and meant for angles up to a right one.
+        method: ``"bilinear"``: one warp. ``"fourier"``: three shears by phase shifts (Unser et al. 1995), exact for smooth images, and
+            meant for angles up to 45 degrees. Images go on as zeros.
     """
     if method == "bilinear":
         cos, sin = jnp.cos(angle), jnp.sin(angle)
         zero, one = jnp.zeros_like(cos), jnp.ones_like(cos)
         return affine_warp(x, jnp.stack([cos, -sin, zero, sin, cos, zero, zero, zero, one]).reshape(3, 3))
-    rows, columns = (jnp.asarray(np.arange(size) - (size - 1) / 2, x.dtype) for size in x.shape[1:3])
+    height, width = x.shape[1:3]
+    # room for what the shears push out of the frame; an odd size has no frequency that cannot be shifted
+    before = (height // 2, width // 2)
+    after = tuple(n // 2 + (1 - n % 2) for n in (height, width))
+    sheared = jnp.pad(x, ((0, 0), (before[0], after[0]), (before[1], after[1]), (0, 0)))
+    rows, columns = (
+        jnp.asarray(np.arange(sheared.shape[axis]) - before[axis - 1] - (x.shape[axis] - 1) / 2, x.dtype) for axis in (1, 2)
+    )
     # (row, column) -> (row - tan(angle/2) column, column) -> (row, column + sin(angle) row) -> the first one again
     slope, slide = -jnp.tan(angle / 2), jnp.sin(angle)
-    sheared = fourier_shift(x, (slope * columns)[None, None, :, None], 1)
-    sheared = fourier_shift(sheared, (slide * rows)[None, :, None, None], 2)
-    return fourier_shift(sheared, (slope * columns)[None, None, :, None], 1)
+    for axis, shift in (
+        (1, (slope * columns)[None, None, :, None]),
+        (2, (slide * rows)[None, :, None, None]),
+        (1, (slope * columns)[None, None, :, None]),
+    ):
+        sheared = fourier_shift(sheared, shift, axis)
+    return sheared[:, before[0] : before[0] + height, before[1] : before[1] + width]
 
 
 def fourier_shift(x: jax.Array, shift: jax.Array, axis: int) -> jax.Array:
