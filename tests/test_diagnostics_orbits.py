@@ -7,7 +7,7 @@ import pytest
 from scipy.special import digamma
 
 from bayes_sym import groups, representations
-from bayes_sym.diagnostics import orbit_accuracy, orbit_uncertainty, symmetric_kl
+from bayes_sym.diagnostics import orbit_accuracy, orbit_uncertainty, plot_orbit, symmetric_kl
 from bayes_sym.errors import DataError, GroupActionError, OptionError, ShapeError
 
 
@@ -176,3 +176,35 @@ def test_the_standard_error_of_an_uncertainty_is_that_seen():
 def test_orbit_errors(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+# The figure
+
+
+def test_the_figure_shows_every_element_mapped_back():
+    rep = representations.regular(C4)
+    images = np.random.default_rng(0).uniform(size=(4, 5, 5, 1))
+    p = np.random.default_rng(1).dirichlet(np.ones(4), 30)
+    draws = np.stack([p[:, rep.source[g]] for g in range(4)], axis=1)
+    figure = plot_orbit(images, draws, rep, names=["0°", "90°", "180°", "270°"], label=2)
+    assert [axis.get_title() for axis in figure.axes[:4]] == ["0°", "90°", "180°", "270°"]
+    for g, axis in enumerate(figure.axes[4:]):
+        np.testing.assert_array_equal(figure.axes[g].images[0].get_array(), images[g, ..., 0])
+        np.testing.assert_allclose([bar.get_height() for bar in axis.patches], p.mean(axis=0))
+        assert axis.patches[2].get_facecolor() != axis.patches[0].get_facecolor()
+    means = plot_orbit(np.repeat(images, 3, axis=-1), draws.mean(axis=0))
+    assert len(means.axes) == 8 and not means.axes[4].collections  # no whiskers without draws
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"images": np.ones((4, 5, 5, 2))}, ShapeError, "plot_orbit takes images"),
+        ({"draws": np.full((3, 2), 0.5)}, ShapeError, r"got shapes \(4, 5, 5\) and \(3, 2\)"),
+        ({"names": ["a"]}, OptionError, "names must hold 4 names, got 1"),
+        ({"label": 2}, OptionError, "label must be one of the 2 classes, got 2"),
+    ],
+)
+def test_figure_errors(change, error, message):
+    with pytest.raises(error, match=message):
+        plot_orbit(**({"images": np.ones((4, 5, 5)), "draws": np.full((4, 2), 0.5)} | change))

@@ -27,6 +27,7 @@ from .layerwise import layer_equivariance as layer_equivariance
 from .lie import lie_derivative as lie_derivative
 from .orbit_accuracy import OrbitAccuracy as OrbitAccuracy
 from .orbit_accuracy import orbit_accuracy as orbit_accuracy
+from .orbit_plot import plot_orbit as plot_orbit
 from .orbit_uncertainty import OrbitUncertainty as OrbitUncertainty
 from .orbit_uncertainty import orbit_uncertainty as orbit_uncertainty
 from .parameters import ParameterAsymmetry as ParameterAsymmetry
