@@ -36,21 +36,21 @@ def test_the_asymmetry_of_a_point_is_that_of_the_dense_projector(rep):
     flat, rest = w.ravel(), w.ravel() - rep.projector @ w.ravel()
     assert row.asymmetry == pytest.approx(np.linalg.norm(rest) / np.linalg.norm(flat))
     assert row.energy == pytest.approx(row.asymmetry**2) and row.reference == pytest.approx(1 - rep.rank / rep.dim)
-    assert row.index == pytest.approx(1 - row.energy / row.reference)
+    assert row.symmetry == pytest.approx(1 - row.energy / row.reference)
     assert row.distance == pytest.approx(np.mean([((flat - m @ flat) ** 2).sum() for m in rep.matrices()]))
     assert math.isnan(row.divergence) and math.isnan(row.scale_asymmetry)
     symmetric = parameter_asymmetry(rep.projector @ flat, rep).overall
-    assert symmetric.asymmetry < 1e-12 and symmetric.index == pytest.approx(1) and symmetric.distance < 1e-20
+    assert symmetric.asymmetry < 1e-12 and symmetric.symmetry == pytest.approx(1) and symmetric.distance < 1e-20
 
 
-def test_random_weights_have_the_reference_and_the_index_zero():
+def test_random_weights_have_the_reference_and_no_symmetry():
     w = np.random.default_rng(0).standard_normal((4000, 9))
     found = [parameter_asymmetry(one, representations.image(C4, (3, 3))).overall for one in w]
     energies = np.array([row.energy for row in found])
     assert found[0].reference == pytest.approx(1 - 3 / 9)
     assert abs(energies.mean() - found[0].reference) < 4 * energies.std() / math.sqrt(4000)
     trivial = parameter_asymmetry(w[0], representations.trivial(C4, 9)).overall
-    assert trivial.asymmetry == 0 and math.isnan(trivial.index)
+    assert trivial.asymmetry == 0 and math.isnan(trivial.symmetry)
 
 
 @pytest.mark.parametrize("rep", [REPS["image"], SIGNED], ids=["permutation", "signed"])

@@ -76,12 +76,13 @@ def orbit_uncertainty(
         mean, own = halves[t % 2]
         smaller = _centred((mean - p[t]) / (size - 1), (own - entropies[t]) / (size - 1))
         without[t] = [(a * b).mean() for a, b in zip(smaller, of_half[1 - t % 2], strict=True)]
-    scores = []
+    ses = []
     for i, values in enumerate(per_example):
         # each half is a sample of its own
         parts = [two_way.jackknife(without[start::2, i]) for start in (0, 1)]
-        scores += [float(values.mean()), two_way.standard_error([two_way.over_examples(values, chunks), *parts])[0]]
-    return OrbitUncertainty(*scores, count, examples)
+        ses.append(two_way.standard_error([two_way.over_examples(values, chunks), *parts])[0])
+    entropy, information = (float(values.mean()) for values in per_example)
+    return OrbitUncertainty(entropy, ses[0], information, ses[1], count, examples)
 
 
 def _entropy(p: np.ndarray) -> np.ndarray:

@@ -29,7 +29,7 @@ class SiteAsymmetry(NamedTuple):
         asymmetry: |(I - P) mean| / |mean|, in 0..1; 0 where the mean is 0.
         energy: its square e, the share of the mean's energy that is not symmetric.
         reference: 1 - r/d, the expected e of weights drawn independently from one Gaussian.
-        index: 1 - e / reference: 1 for symmetric weights, 0 on average for random ones, negative for anti-symmetric ones; nan
+        symmetry: 1 - e / reference: 1 for symmetric weights, 0 on average for random ones, negative for anti-symmetric ones; nan
             where every vector is invariant.
         scale_asymmetry: |(I - P) log s| / |log s| for scales s, which move without signs; nan where they were not given.
         distance: W2^2 = mean_g [|m - g m|^2 + |s - g s|^2], the squared Wasserstein distance between q and g q; without scales
@@ -41,7 +41,7 @@ class SiteAsymmetry(NamedTuple):
     asymmetry: float
     energy: float
     reference: float
-    index: float
+    symmetry: float
     scale_asymmetry: float
     distance: float
     divergence: float
@@ -155,6 +155,6 @@ def _row(name: str, sums: np.ndarray, rank: float, dim: float) -> SiteAsymmetry:
     rest, total, log_rest, log, distance, divergence = map(float, sums)
     energy = rest / total if total > 0 else 0.0
     reference = 1 - rank / dim
-    index = 1 - energy / reference if reference > 0 else math.nan
+    symmetry = 1 - energy / reference if reference > 0 else math.nan
     scales = math.sqrt(log_rest / log) if log > 0 else math.nan if math.isnan(log) else 0.0
-    return SiteAsymmetry(name, math.sqrt(energy), energy, reference, index, scales, distance, divergence)
+    return SiteAsymmetry(name, math.sqrt(energy), energy, reference, symmetry, scales, distance, divergence)

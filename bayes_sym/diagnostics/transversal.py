@@ -84,8 +84,10 @@ def transversal_curvature(
     flat, unravel = ravel_pytree(values)
     generator = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
     start = ravel_pytree(across(unravel(jnp.asarray(generator.standard_normal(flat.size), flat.dtype))))[0]
-    value, residual, vector, steps = _lanczos(lambda v: product(values, jnp.asarray(v, flat.dtype)), start, min(num_steps, dim))
-    return TransversalCurvature(value, residual, dict(unravel(jnp.asarray(vector, flat.dtype))), steps)
+    smallest, residual, vector, steps = _lanczos(
+        lambda v: product(values, jnp.asarray(v, flat.dtype)), start, min(num_steps, dim)
+    )
+    return TransversalCurvature(smallest, residual, dict(unravel(jnp.asarray(vector, flat.dtype))), steps)
 
 
 def _lanczos(product: Callable[[np.ndarray], jax.Array], start: jax.Array, steps: int) -> tuple[float, float, np.ndarray, int]:
