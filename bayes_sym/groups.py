@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -136,19 +137,27 @@ class Subgroup:
         return tuple(sorted(seen))
 
 
+Constructor = TypeVar("Constructor", bound=Callable[..., Any])
+
+
+def _remembered(build: Constructor) -> Constructor:
+    """Builds each group once. A cache by itself would hide the types of the arguments from checkers."""
+    return cast(Constructor, lru_cache(build))
+
+
 def _positive(what: str, n: int) -> int:
     if not isinstance(n, (int, np.integer)) or isinstance(n, bool) or n < 1:
         raise GroupActionError(f"{what}(n) needs a whole number n >= 1, got {n!r}")
     return int(n)
 
 
-@lru_cache
+@_remembered
 def trivial() -> FiniteGroup:
     """The group with one element."""
     return FiniteGroup("trivial", np.zeros((1, 1)), ())
 
 
-@lru_cache
+@_remembered
 def cyclic(n: int) -> FiniteGroup:
     """The cyclic group C_n; element k is the generator's k-th power."""
     n = _positive("cyclic", n)
@@ -156,7 +165,7 @@ def cyclic(n: int) -> FiniteGroup:
     return FiniteGroup(f"C{n}", (k[:, None] + k) % n, (1,) if n > 1 else ())
 
 
-@lru_cache
+@_remembered
 def dihedral(n: int) -> FiniteGroup:
     """The dihedral group D_n of order 2n; element k + n e is r^k s^e, with s r s = r^-1."""
     n = _positive("dihedral", n)
@@ -166,7 +175,7 @@ def dihedral(n: int) -> FiniteGroup:
     return FiniteGroup(f"D{n}", table, (1, n) if n > 1 else (1,))
 
 
-@lru_cache
+@_remembered
 def symmetric(n: int) -> FiniteGroup:
     """The symmetric group S_n of order n!; elements are the permutations of range(n) in lexicographic order.
 
@@ -184,7 +193,7 @@ def symmetric(n: int) -> FiniteGroup:
     return FiniteGroup(f"S{n}", np.array(table), tuple(chosen))
 
 
-@lru_cache
+@_remembered
 def product(a: FiniteGroup, b: FiniteGroup) -> FiniteGroup:
     """The direct product a x b; the pair (g, h) is element g * b.order + h, and a's generators come first."""
     table = a.table[:, None, :, None] * b.order + b.table[None, :, None, :]

@@ -38,14 +38,16 @@ class File(NamedTuple):
     arrays: dict[str, np.ndarray]
 
     @property
-    def boundaries(self) -> tuple[int, ...]:
-        """Those of the fit when it was written, also the ones that a condition set."""
-        return tuple(int(boundary) for boundary in self.header.get("boundaries", ()))
+    def boundaries(self) -> tuple[int, ...] | None:
+        """Those of the fit when it was written, also the ones that a condition set; None in a file of many seeds."""
+        found = self.header.get("boundaries")
+        return None if found is None else tuple(int(boundary) for boundary in found)
 
 
 class Saved(NamedTuple):
-    """What a checkpoint holds: the scheme's state, the losses so far, and the records so far."""
+    """What a checkpoint holds: the number of steps, the scheme's state after them, the losses and the records so far."""
 
+    step: int
     state: Any
     losses: np.ndarray
     records: dict[str, np.ndarray] | None
@@ -81,7 +83,7 @@ def save(
     state: Any,
     losses: np.ndarray,
     records: list[Any],
-    boundaries: Iterable[int] = (),
+    boundaries: Iterable[int] | None = None,
 ) -> None:
     """Writes the checkpoint beside its place and moves it there, so that a crash leaves the old one whole."""
     leaves, structure = jax.tree.flatten(state)
@@ -93,7 +95,7 @@ def save(
         "step": step,
         "structure": str(structure),
         "leaves": len(leaves),
-        "boundaries": sorted(boundaries),
+        "boundaries": None if boundaries is None else sorted(boundaries),
     }
     with whole_file(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, header=np.frombuffer(json.dumps(header).encode(), np.uint8), losses=losses, **arrays)
@@ -122,7 +124,7 @@ def restore(file: File, identity: dict[str, str] | None, template: Any) -> Saved
     Raises:
         CheckpointError: it belongs to another problem, scheme, data, key or version.
     """
-    path, _, header, arrays = file
+    path, step, header, arrays = file
     different = [
         f"{name}: {header['identity'].get(name)} there, {here} here"
         for name, here in (identity or {}).items()
@@ -139,7 +141,7 @@ def restore(file: File, identity: dict[str, str] | None, template: Any) -> Saved
         )
     state = jax.tree.unflatten(structure, [_revive(arrays[f"state{i}"], leaf) for i, leaf in enumerate(leaves)])
     records = {name.removeprefix("record."): array for name, array in arrays.items() if name.startswith("record.")}
-    return Saved(state, arrays["losses"], records or None)
+    return Saved(step, state, arrays["losses"], records or None)
 
 
 def _is_key(leaf: Any) -> bool:

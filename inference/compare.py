@@ -1,207 +1,203 @@
-"""compare() fits several schemes and models to one classification task and puts them into one table."""
+"""compare() fits several schemes and models, on one classification task or more, and puts them into one table."""
 
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from bayes_sym.diagnostics import calibration, equivariance_error_from_draws, orbit_agreement
 from bayes_sym.errors import OptionError
 from bayes_sym.representations import Representation
 
-from .comparison import Comparison
-from .fit import Fit, fit
-from .posterior import PointPosterior, Posterior
-from .predict import predict
-from .problem import Problem
-from .rows import Data
-from .scheme import Scheme
-from .selection import BestOnValidation
+from . import unit
+from .cell import Cell, Labelled
+from .comparison import Comparison, Runs
+from .executor import Executor, run_all
+from .fingerprint import fingerprint
+from .grid import Job, Run, run_job
+from .interrupt import Interrupted, gentle_interrupt
 
 
 __all__ = ["Cell", "compare"]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One row of a comparison: a problem, a scheme, and how long to fit.
-
-    Attributes:
-        name: the method's name in the table.
-        problem: the model.
-        scheme: the scheme.
-        num_steps: steps of the fit.
-        batch_size: rows per step, or None for all.
-        select: ``"upright"`` or ``"orbit"`` keeps the posterior that is best on the validation images, or on all their
-            transforms; None keeps the last one.
-        data: other training data than the comparison's, e.g. rotated images.
-    """
-
-    name: str
-    problem: Problem
-    scheme: Scheme
-    num_steps: int = 1000
-    batch_size: int | None = None
-    select: str | None = None
-    data: Data | None = field(default=None, compare=False)
 
 
 def compare(
     cells: Sequence[Cell],
     key: jax.Array,
     *data: Any,
-    test: tuple[np.ndarray, np.ndarray],
-    action: Representation,
-    validation: tuple[np.ndarray, np.ndarray] | None = None,
+    test: Labelled | None = None,
+    action: Representation | None = None,
+    validation: Labelled | None = None,
+    seeds: int | Sequence[int] = 1,
+    vmap_seeds: bool = True,
     num_draws: int = 32,
     chunk: int = 100,
     progress: bool = True,
     mesh: Mesh | None = None,
+    folder: str | Path | None = None,
+    executor: Executor | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Comparison:
-    """Fits every cell and scores it on the test images and on all their transforms.
+    """Fits every cell with every seed and scores it on the test images and on all their transforms.
 
     Classification with labels that do not change under the group. Every row also carries the scores of its test-time
-    orbit average, the trivial way to an invariant prediction.
+    orbit average, the trivial way to an invariant prediction; cells for the other trivial explanations of a gain (a wider
+    net, fixed augmentation) are yours to add. Cells may have data, a test set and a group of their own.
+
+    With a `folder`, each cell and seed is kept there as soon as it is finished, and a comparison that was cut off, even by
+    a power failure, goes on after the last chunk of steps when it is called again with the same arguments. The table is the
+    same, bit for bit, except for times and memory. A cell whose model, options, data or key have changed, or that another
+    version of the library fitted, is fitted anew. Ctrl-C finishes the chunk and saves; a second one ends at once.
 
     Args:
         cells: what to fit; names must differ.
-        key: the random key; cells share the key of their posterior draws, not that of their fits.
+        key: the random key; cells share the key of their posterior draws, not that of their fits. A cell's key depends on its
+            place, so add further cells at the end.
         data: training arguments of the models, (x, y).
         test: images x (rows, ...) and labels y (rows,).
         action: how the group acts on one image.
         validation: images and labels for cells with `select`.
+        seeds: how many seeds, or which ones. Seeds differ in the start, batches, noise and posterior draws, not in the data.
+            Seed 0 has the key that a comparison without seeds has.
+        vmap_seeds: whether all seeds of a cell run in one program where the scheme allows it (see `Scheme.vmaps_seeds`) and
+            there is no mesh; the column `seeds_together` says how many did. Otherwise they run one after the other.
         num_draws: posterior draws per prediction (one for point estimates).
-        chunk: steps between looks at the validation split.
+        chunk: steps between looks at the validation split, and between checkpoints.
         progress: whether to show bars.
         mesh: devices to shard every batch over.
-        about: further facts for the saved results, e.g. the seed.
+        folder: where to keep what is finished, in a folder "cells".
+        executor: None to fit one after the other; or anything with ``submit(fn, *args)`` that returns futures: a
+            ThreadPoolExecutor with a thread per device, a Dask Client, or a class of three lines around Ray. Job number i
+            runs on device number i of its process, counted round-robin. Engines of processes pickle cells and data; optax
+            optimisers need cloudpickle, which Dask, Ray and loky use.
+        about: further facts for the saved results, e.g. the seed of a split.
 
     Returns:
         The comparison.
+
+    Raises:
+        OptionError: before any compute.
+        CheckpointError: a file in the folder is broken.
+        Interrupted: the user pressed ctrl-C, and what was under way is saved in `folder`.
     """
+    chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+    if not chosen or len(set(chosen)) < len(chosen) or min(chosen) < 0:
+        raise OptionError(f"seeds must be a number of at least 1 or different numbers from 0 on, got {seeds}")
+    if mesh is not None and executor is not None:
+        raise OptionError("a mesh shards every fit over the devices, an executor gives each fit a device: choose one of them")
+    complete = [_complete(cell, data, test, action, validation) for cell in cells]
+    _check(complete)
+    keys = np.asarray(jax.random.key_data(jax.random.split(key, len(cells) + 2)))
+    wanted = [
+        Job(
+            cell,
+            chosen,
+            key=own,
+            key_look=keys[0],
+            key_score=keys[1],
+            num_draws=num_draws,
+            chunk=chunk,
+            progress=progress and executor is None,
+            mesh=mesh,
+            folder=None if folder is None else Path(folder),
+            hand_back=folder is None or executor is None,
+        )
+        for cell, own in zip(complete, keys[2:], strict=True)
+    ]
+    found = _Found({}, {})
+    jobs = [job for want in wanted for job in _left_to_do(want, found, vmap_seeds, progress)]
+    if progress and found.rows:
+        tqdm.write(f"{len(found.rows)} of {len(cells) * len(chosen)} fits are finished already, in {folder}", file=sys.stderr)
+    try:
+        with nullcontext() if folder is None else gentle_interrupt():
+            results = run_all(run_job, jobs, [job.name for job in jobs], executor, progress=progress)
+    except Interrupted as error:
+        raise Interrupted(f"{error}; all that is finished is in {folder}: run the same again to go on from there") from error
+    for job, result in zip(jobs, results, strict=True):
+        for seed, row in result.rows.items():
+            found.rows[job.cell.name, seed] = row
+            found.runs[job.cell.name, seed] = result.runs.get(seed) or partial(job.revived, seed)
+    order = [(cell.name, seed) for cell in complete for seed in chosen]
+    dropped = {name for name, keep in (("seed", seeds != 1), ("task", any(cell.task for cell in cells))) if not keep}
+    rows = [{name: value for name, value in found.rows[place].items() if name not in dropped} for place in order]
+    training = {cell.name: cell.data for cell in complete if cell.data is not None}
+    return Comparison(rows, Runs({place: found.runs[place] for place in order}), training, dict(about or {}))
+
+
+class _Found(NamedTuple):
+    """What is finished, by method and seed; runs that lie in the folder are read when they are asked for."""
+
+    rows: dict[tuple[str, int], dict[str, Any]]
+    runs: dict[tuple[str, int], Run | Callable[[], Run]]
+
+
+def _left_to_do(want: Job, found: _Found, vmap_seeds: bool, progress: bool) -> list[Job]:
+    """The jobs for those seeds of a cell that its folder does not have; what it has is added to `found`."""
+    cell, missing, place = want.cell, want.seeds, None
+    if want.folder is not None:
+        identity = want.identity()
+        place = unit.cell_folder(want.folder, cell.name, identity)
+        if progress and not place.exists():
+            _say_what_differs(place, identity)
+        for seed, where, row in unit.finished(place):
+            if seed in want.seeds:
+                found.rows[cell.name, seed] = row
+                found.runs[cell.name, seed] = partial(want._replace(folder=where).revived, seed)
+        missing = tuple(seed for seed in want.seeds if (cell.name, seed) not in found.rows)
+    together = len(missing) > 1 and vmap_seeds and want.mesh is None and cell.scheme.vmaps_seeds
+    parts = [missing] if together else [(seed,) for seed in missing]
+    folders = [None if place is None else unit.open_unit(place, part, identity) for part in parts]
+    return [want._replace(seeds=part, folder=folder) for part, folder in zip(parts, folders, strict=True)]
+
+
+def _complete(
+    cell: Cell, data: tuple[Any, ...], test: Labelled | None, action: Representation | None, validation: Labelled | None
+) -> Cell:
+    """The cell with what it shares with the others; arrays on the host, from where any device or process can take them."""
+
+    def host(value: Any) -> Any:
+        return jax.tree.map(np.asarray, value)
+
+    return replace(
+        cell,
+        data=host(tuple(data if cell.data is None else cell.data)),
+        test=host(test if cell.test is None else cell.test),
+        validation=host(validation if cell.validation is None else cell.validation),
+        action=action if cell.action is None else cell.action,
+    )
+
+
+def _check(cells: Sequence[Cell]) -> None:
     names = [cell.name for cell in cells]
     if len(set(names)) < len(names) or not cells:
         raise OptionError(f"compare needs at least one cell, with different names, got {names}")
     unknown = [cell.select for cell in cells if cell.select not in (None, "upright", "orbit")]
     if unknown:
         raise OptionError(f"select must be None, 'upright' or 'orbit', got {unknown}")
-    if validation is None and any(cell.select is not None for cell in cells):
-        raise OptionError("cells with select need validation=(x, y): a choice on test data would flatter them")
-    rows, fits, posteriors = [], {}, {}
-    keys = jax.random.split(key, len(cells) + 2)
-    with tqdm(cells, disable=not progress, file=sys.stderr, unit="fit") as bar:
-        for cell, fit_key in zip(bar, keys[2:], strict=True):
-            bar.set_description(cell.name)
-            started = time.perf_counter()
-            found, posterior = _fit(cell, fit_key, keys[0], data, validation, action, chunk, progress, mesh)
-            scores = _score(posterior, keys[1], test, action, num_draws)
-            fits[cell.name], posteriors[cell.name] = found, posterior
-            evidence = None if posterior.log_evidence is None else float(posterior.log_evidence)
-            rows.append(
-                {
-                    "method": cell.name,
-                    **scores,
-                    "log_evidence": evidence,
-                    "evidence_kind": posterior.evidence_kind,
-                    "parameters": _parameters(posterior),
-                    "steps": len(found.losses),
-                    "seconds": round(time.perf_counter() - started, 2),
-                }
+    for cell in cells:
+        if cell.test is None or cell.action is None:
+            raise OptionError(
+                f"cell {cell.name!r} has no test set or no action: pass test=(x, y) and action=... for all cells, or give its own"
             )
-    training = {cell.name: data if cell.data is None else cell.data for cell in cells}
-    return Comparison(rows, fits, posteriors, training, dict(about or {}))
+        if cell.validation is None and cell.select is not None:
+            raise OptionError("cells with select need validation=(x, y): a choice on test data would flatter them")
 
 
-def _fit(
-    cell: Cell,
-    key: jax.Array,
-    key_draws: jax.Array,
-    data: Data,
-    validation: tuple[np.ndarray, np.ndarray] | None,
-    action: Representation,
-    chunk: int,
-    progress: bool,
-    mesh: Mesh | None,
-) -> tuple[Fit, Posterior]:
-    best = None
-    if cell.select is not None:
-        assert validation is not None
-        images, labels = validation
-        if cell.select == "orbit":
-            images, labels = orbit_images(action, images), np.tile(labels, action.group.order)
-        best = BestOnValidation(key_draws, (images,), labels)
-    found = fit(
-        cell.problem,
-        cell.scheme,
-        key,
-        *(data if cell.data is None else cell.data),
-        num_steps=cell.num_steps,
-        batch_size=cell.batch_size,
-        callbacks=() if best is None else (best,),
-        chunk=chunk,
-        progress=progress,
-        mesh=mesh,
-    )
-    return found, found.posterior if best is None or best.posterior is None else best.posterior
-
-
-def orbit_images(action: Representation, x: np.ndarray) -> np.ndarray:
-    """All transforms of all images, element-major: (order * rows, ...)."""
-    axes = tuple(range(1, 1 + len(action.shape)))
-    orbit = np.asarray(action.orbit(x, axes))
-    return orbit.reshape(-1, *orbit.shape[2:])
-
-
-def _score(
-    posterior: Posterior, key: jax.Array, test: tuple[np.ndarray, np.ndarray], action: Representation, num_draws: int
-) -> dict[str, float]:
-    x, y = test
-    order = action.group.order
-    draws = 1 if isinstance(posterior, PointPosterior) else num_draws
-    flat = predict(posterior.problem, posterior, key, orbit_images(action, x), num_draws=draws, draw_batch=8)
-    on_orbit = flat.reshape(draws, order, len(x), -1)
-    mean = _normalised(on_orbit.mean(axis=0))
-    upright = calibration(mean[0], y)
-    everywhere = calibration(mean.reshape(order * len(x), -1), np.tile(y, order))
-    averaged = calibration(_normalised(mean.mean(axis=0)), y)
-    error = equivariance_error_from_draws(on_orbit)
-    agreement = orbit_agreement(mean)
-    return {
-        "accuracy": upright.accuracy,
-        "accuracy_se": upright.accuracy_se,
-        "orbit_accuracy": everywhere.accuracy,
-        "nll": everywhere.nll,
-        "nll_se": _clustered_se(mean, y),
-        "ece": everywhere.ece,
-        "equivariance_error": float(error.predictive),
-        "equivariance_error_se": float(error.predictive_se),
-        "member_error": float(error.member),
-        "orbit_agreement": agreement.agreement,
-        "averaged_accuracy": averaged.accuracy,
-        "averaged_nll": averaged.nll,
-        "num_draws": draws,
-    }
-
-
-def _normalised(probabilities: np.ndarray) -> np.ndarray:
-    return probabilities / probabilities.sum(axis=-1, keepdims=True)
-
-
-def _clustered_se(mean: np.ndarray, y: np.ndarray) -> float:
-    """Standard error of the orbit NLL: transforms of one image are not independent, so images are the clusters."""
-    chosen = np.maximum(mean[:, np.arange(len(y)), y], np.finfo(np.float32).tiny)
-    return float(np.log(chosen).mean(axis=0).std(ddof=1) / np.sqrt(len(y)))
-
-
-def _parameters(posterior: Posterior) -> int:
-    structure = posterior.problem.structure(*posterior.example)
-    return int(sum(np.prod(structure.latent[name].shape, dtype=int) for name in structure.weights))
+def _say_what_differs(place: Path, identity: Mapping[str, str]) -> None:
+    """Tells why a cell that the folder knows by name is fitted again."""
+    for other in unit.asked_before(place):
+        different = [name for name in identity if other.get(name) != identity[name]]
+        if fingerprint(other) != fingerprint(identity):
+            tqdm.write(
+                f"{place.name.rpartition('-')[0]} is fitted anew: it differs from what the folder has in {', '.join(different)}",
+                file=sys.stderr,
+            )

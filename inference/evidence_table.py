@@ -1,8 +1,8 @@
-"""A table of the evidence of several fits, ranked within each kind of estimate and never across kinds."""
+"""Tables of evidence, ranked within each kind of estimate and never across kinds."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from bayes_sym.errors import OptionError
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas
 
 
-__all__ = ["evidence_table"]
+__all__ = ["evidence_table", "ranked"]
 
 
 def evidence_table(fits: Mapping[str, Fit]) -> pandas.DataFrame:
@@ -45,7 +45,12 @@ def evidence_table(fits: Mapping[str, Fit]) -> pandas.DataFrame:
         },
         index=pandas.Index(fits, name="fit"),
     )
-    within = table.groupby("evidence_kind")["log_evidence"]
+    return ranked(table, ["evidence_kind"])
+
+
+def ranked(table: pandas.DataFrame, comparable: Sequence[str]) -> pandas.DataFrame:
+    """The table with `rank` and `difference` of log_evidence among rows that agree in the `comparable` columns, in that order."""
+    within = table.groupby(list(comparable))["log_evidence"]
     table["rank"] = within.rank(ascending=False, method="min").astype("Int64")
     table["difference"] = table["log_evidence"] - within.transform("max")
-    return table.sort_values(["evidence_kind", "rank"], na_position="last", kind="stable")
+    return table.sort_values([*comparable, "rank"], na_position="last", kind="stable")

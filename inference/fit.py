@@ -6,23 +6,23 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from bayes_sym.errors import NonFiniteError, OptionError
 
-from . import checkpoints, rows
-from .chunks import RowStream, place, run_chunk, start_state, with_auto_axes
+from . import checkpoints
+from .chunks import place, run_chunk, start_state, with_auto_axes
+from .non_finite import first_bad, non_finite
+from .plan import History, Keys, Plan
 from .posterior import Posterior
 from .problem import Problem
-from .rows import Data
 from .scheme import Scheme
 
 
@@ -83,6 +83,7 @@ class Progress(NamedTuple):
         losses: the losses so far.
         state: the scheme's state.
         posterior: a function without arguments that returns the posterior as it stands.
+        save: a function of a path that writes a checkpoint of the fit as it stands.
     """
 
     step: int
@@ -90,6 +91,7 @@ class Progress(NamedTuple):
     losses: np.ndarray
     state: Any
     posterior: Callable[[], Posterior]
+    save: Callable[[str | Path], None]
 
 
 Callback = Callable[[Progress], Any]
@@ -137,39 +139,24 @@ def fit(
         NonFiniteError: naming the step and the sites.
     """
     started = time.perf_counter()
-    data = rows.as_arrays(data)
-    count = rows.num_rows(data)
-    _check_options(count, num_steps, batch_size, chunk, on_failure, mesh)
-    if batch_size is not None and not scheme.takes_batches:
-        raise OptionError(f"{type(scheme).__name__} needs all rows at every step, got batch_size={batch_size}: leave it out")
-    problem.check(data)
-    scheme.check(problem, problem.structure(*data), num_steps)
-    scheme.check_data(problem, data)
+    if on_failure not in ("raise", "return"):
+        raise OptionError(f"on_failure must be 'raise' or 'return', got {on_failure!r}")
+    plan = Plan.checked(problem, scheme, data, num_steps=num_steps, batch_size=batch_size, chunk=chunk, mesh=mesh)
     mesh = None if mesh is None else with_auto_axes(mesh)
-    chunk = min(chunk, num_steps)
-    boundaries = set(scheme.boundaries(num_steps))
-
-    def problem_at(step: int) -> Problem:
-        return scheme.problem_at(problem, data, step, tuple(sorted(boundaries)))
-
-    def stage(step: int) -> Scheme:
-        return scheme.stage(step, tuple(sorted(boundaries)))
-
-    key_init, key_steps, key_cross, key_rows, key_end = jax.random.split(key, 5)
-    stream = None if batch_size is None else RowStream(key_rows, count, batch_size)
-    factor = 1.0 if batch_size is None else count / batch_size
-
-    identity = None
-    if checkpoint is not None or resume is not None:
-        identity = checkpoints.identify(problem, scheme, key, data, batch_size, boundaries)
-    history = _History([], [])
-    step, state = 0, None
-    if resume is None:
-        state = start_state(scheme, problem, key_init, data)
-        scheme.check_state(problem, state, data)
-    else:
-        step, state = _restore(resume, identity, scheme, problem_at, boundaries, (key_init, key_cross), data, history)
-    state, shared = place(mesh, problem, state, data, batch_size)
+    keys = Keys.of(key)
+    stream = plan.stream(keys.rows)
+    identity = cache(partial(plan.identity, key))  # it reads all data, so once and only where somebody saves
+    saved = None
+    if resume is not None:
+        file = checkpoints.read(resume)
+        plan = plan.resumed(file)
+        saved = plan.restore(file, identity(), keys)
+    history = History.of(saved)
+    step = 0 if saved is None else saved.step
+    state = start_state(scheme, problem, keys.init, plan.data) if saved is None else saved.state
+    if saved is None:
+        scheme.check_state(problem, state, plan.data)
+    state, shared = place(mesh, problem, state, plan.data, batch_size)
 
     error: NonFiniteError | None = None
     stopped = False
@@ -177,19 +164,20 @@ def fit(
         total=num_steps, initial=step, desc=type(scheme).__name__, disable=not progress, file=sys.stderr, leave=False
     ) as bar:
         while step < num_steps and not stopped:
-            if step in boundaries:
-                state = scheme.cross(jax.random.fold_in(key_cross, step), state, problem_at(step - 1), shared, step)
-            current, acting = problem_at(step), stage(step)
-            end = min([step + chunk, num_steps, *(boundary for boundary in boundaries if boundary > step)])
-            index = None if stream is None else stream.table(step, end, chunk)
-            run = partial(run_chunk, acting, current, mesh, chunk, key=key_steps, data=shared, index=index, factor=factor)
+            if step in plan.boundaries:
+                state = scheme.cross(jax.random.fold_in(keys.cross, step), state, plan.problem_at(step - 1), shared, step)
+            current, acting, end = plan.problem_at(step), plan.scheme_at(step), plan.end_of_chunk(step)
+            index = None if stream is None else stream.table(step, end, plan.chunk)
+            run = partial(
+                run_chunk, acting, current, mesh, plan.chunk, key=keys.steps, data=shared, index=index, factor=plan.factor
+            )
             after, losses, records = run(state, start=step, count=end - step)
             losses = np.asarray(losses)[: end - step]
-            bad = _first_bad(losses, scheme.position(after))
+            bad = first_bad(losses, scheme.position(after))
             if bad is not None:
                 state, _, _ = run(state, start=step, count=bad + bool(np.isfinite(losses[bad])))
                 batch = shared if index is None else current.take(shared, index[bad])
-                error = _non_finite(current, scheme, state, batch, step + bad, float(losses[bad]))
+                error = non_finite(current, scheme, scheme.position(state), batch, step + bad, float(losses[bad]))
                 history.losses.append(losses[:bad])
                 step += bad
                 break
@@ -197,125 +185,26 @@ def fit(
             history.append(losses, records)
             bar.update(len(losses))
             bar.set_postfix_str(f"loss {losses[-1]:.4g}", refresh=False)
-            if step < num_steps and scheme.due(current, state, shared, step, tuple(sorted(boundaries))):
-                boundaries -= {min(boundary for boundary in boundaries if boundary >= step)}
-                boundaries.add(step)
-            if checkpoint is not None and identity is not None:
-                checkpoints.save(checkpoint, identity, step, state, history.all_losses(), history.records, boundaries)
+            plan = plan.after(step, state, shared)
+            save = partial(_save, identity, step, state, history, plan.boundaries)
+            if checkpoint is not None:
+                save(checkpoint)
             if callbacks:
-                posterior_now = partial(_posterior, acting, key_end, state, current, shared, history.all_records())
-                view = Progress(step, num_steps, history.all_losses(), state, posterior_now)
+                posterior_now = partial(plan.posterior, keys.end, state, step, history.all_records(), shared)
+                view = Progress(step, num_steps, history.all_losses(), state, posterior_now, save)
                 stopped = any([bool(callback(view)) for callback in callbacks])
 
     if error is not None and on_failure == "raise":
         raise error
-    final = problem_at(max(step - 1, 0))
-    acting = stage(max(step - 1, 0))
-    posterior = None if error is not None else _posterior(acting, key_end, state, final, shared, history.all_records())
+    posterior = None if error is not None else plan.posterior(keys.end, state, step, history.all_records(), shared)
     reason = "non-finite" if error is not None else "stopped" if stopped else "finished"
     status = Status(error is None, reason, step, "" if error is None else str(error))
     seconds = time.perf_counter() - started
+    final = plan.problem_at(max(step - 1, 0))
     return Fit(final, scheme, posterior, history.all_losses(), state, seconds, status, error)  # type: ignore[arg-type]
 
 
-class _History(NamedTuple):
-    """What the chunks so far reported."""
-
-    losses: list[np.ndarray]
-    records: list[Any]
-
-    def append(self, losses: np.ndarray, records: Any) -> None:
-        """Adds a chunk, whose records may be padded."""
-        self.losses.append(losses)
-        self.records.append(jax.tree.map(lambda leaf: np.asarray(leaf)[: len(losses)], records))
-
-    def all_losses(self) -> np.ndarray:
-        """One loss per step."""
-        return np.concatenate(self.losses) if self.losses else np.zeros(0)
-
-    def all_records(self) -> Any:
-        """One record per step, or None."""
-        return jax.tree.map(lambda *parts: np.concatenate(parts), *self.records) if self.records else None
-
-
-def _posterior(scheme: Scheme, key: jax.Array, state: Any, problem: Problem, data: Data, records: Any) -> Posterior:
-    return scheme.posterior(key, state, problem, data, records)
-
-
-def _restore(
-    path: str | Path,
-    identity: dict[str, str] | None,
-    scheme: Scheme,
-    problem_at: Callable[[int], Problem],
-    boundaries: set[int],
-    keys: tuple[jax.Array, jax.Array],
-    data: Data,
-    history: _History,
-) -> tuple[int, Any]:
-    """The step and the state of a checkpoint; its losses, records and boundaries go into `history` and `boundaries`."""
-    file = checkpoints.read(path)
-    boundaries.clear()
-    boundaries.update(file.boundaries)
-    template = jax.eval_shape(partial(start_state, scheme, problem_at(0)), keys[0], data)
-    for boundary in sorted(b for b in boundaries if b < file.step):
-        cross = partial(scheme.cross, problem=problem_at(boundary - 1), step=boundary)
-        template = jax.eval_shape(lambda key, state, data, cross=cross: cross(key, state, data=data), keys[1], template, data)
-    saved = checkpoints.restore(file, identity, template)
-    history.losses.append(saved.losses)
-    history.records.append(saved.records)
-    return file.step, saved.state
-
-
-def _first_bad(losses: np.ndarray, position: dict[str, jax.Array]) -> int | None:
-    """The first step with a loss that is not finite, or the last one if it took finite values to others."""
-    finite = np.isfinite(losses)
-    if not finite.all():
-        return int(np.argmin(finite))
-    moved_well = all(np.isfinite(value).all() for value in jax.device_get(position).values())
-    return None if moved_well else len(losses) - 1
-
-
-def _check_options(count: int, num_steps: int, batch_size: int | None, chunk: int, on_failure: str, mesh: Mesh | None) -> None:
-    if num_steps < 1 or chunk < 1:
-        raise OptionError(f"num_steps and chunk must be at least 1, got num_steps={num_steps} and chunk={chunk}")
-    if batch_size is not None and not 1 <= batch_size <= count:
-        raise OptionError(
-            f"batch_size={batch_size}, but the data have {count} rows: choose 1..{count}, or None for all rows at every step"
-        )
-    if on_failure not in ("raise", "return"):
-        raise OptionError(f"on_failure must be 'raise' or 'return', got {on_failure!r}")
-    if mesh is not None:
-        devices, per_step = mesh.shape[mesh.axis_names[0]], batch_size or count
-        if per_step % devices:
-            raise OptionError(
-                f"{per_step} rows per step cannot be spread evenly over {devices} devices: choose a batch_size that {devices} divides"
-            )
-
-
-def _non_finite(problem: Problem, scheme: Scheme, state: Any, batch: Data, step: int, loss: float) -> NonFiniteError:
-    z = scheme.position(state)
-
-    def terms(z: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        sites, _ = problem.trace(batch, unconstrained=z)
-        return {name: jnp.sum(site["fn"].log_prob(site["value"])) for name, site in sites.items() if site["type"] == "sample"}
-
-    def where(values: dict[str, jax.Array]) -> tuple[str, ...]:
-        return tuple(name for name, value in values.items() if not bool(jnp.isfinite(value).all()))
-
-    sites = where(z)
-    what = "values"
-    if not sites:
-        what, sites = "log-densities", where(jax.jit(terms)(z))
-    if not sites:
-        what, sites = "gradients", where(jax.jit(jax.grad(lambda z: sum(terms(z).values())))(z))
-    place = (
-        f"the {what} of {list(sites)} are not finite"
-        if sites
-        else f"none at the central values of {list(z)}, so in a random draw"
-    )
-    return NonFiniteError(
-        f"{type(scheme).__name__} met a loss of {loss} at step {step}: {place}. Lower the learning rate, check the scale of the inputs and "
-        "of the priors, or run in float64 (jax.config.update('jax_enable_x64', True))",
-        step=step,
-        sites=sites,
-    )
+def _save(
+    identity: Callable[[], dict[str, str]], step: int, state: Any, history: History, boundaries: tuple[int, ...], path: str | Path
+) -> None:
+    checkpoints.save(path, identity(), step, state, history.all_losses(), history.records, boundaries)

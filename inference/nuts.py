@@ -38,6 +38,7 @@ class NUTS(Scheme):
     """
 
     takes_batches: ClassVar[bool] = False
+    vmaps_seeds: ClassVar[bool] = False
 
     num_warmup: int = 500
     num_chains: int = 1

@@ -40,9 +40,12 @@ class Scheme(abc.ABC):
 
     Attributes:
         takes_batches: whether a step may see some of the rows only.
+        vmaps_seeds: whether several seeds may be stepped in one vmapped program. Set it false where the work of a step depends
+            on the data, so that each seed would wait for the slowest.
     """
 
     takes_batches: ClassVar[bool] = True
+    vmaps_seeds: ClassVar[bool] = True
 
     @abc.abstractmethod
     def init(self, key: jax.Array, problem: Problem, data: Data) -> State:

@@ -73,6 +73,11 @@ class Variational(Scheme):
     start: float = 1.0
     _crossed: bool = field(default=False, repr=False)
 
+    @property
+    def vmaps_seeds(self) -> bool:  # type: ignore[override]
+        """Unless each seed crosses at a step of its own."""
+        return self.symmetrise is None or not isinstance(self.symmetrise.at, TrainingAccuracy)
+
     def check(self, problem: Problem, structure: Structure, num_steps: int) -> None:
         """Refuses options out of range."""
         check_start(self.start)

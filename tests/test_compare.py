@@ -16,7 +16,21 @@ from bayes_sym.errors import OptionError
 from bayes_sym.experiments import EXPERIMENTS
 from bayes_sym.experiments.cli import app
 from bayes_sym.experiments.table import as_text
-from bayes_sym.inference import MAP, BestOnValidation, Cell, Problem, Variational, compare, expand, fit, full_orbit, predict
+from bayes_sym.inference import (
+    MAP,
+    BestOnValidation,
+    Cell,
+    Comparison,
+    Problem,
+    Variational,
+    compare,
+    expand,
+    fit,
+    full_orbit,
+    predict,
+)
+from bayes_sym.inference.figures import plot_evidence
+from bayes_sym.inference.grid import COSTS
 from bayes_sym.models import ConvClassifier
 
 
@@ -24,7 +38,7 @@ ACTION = representations.image(groups.cyclic(4), (4, 4))
 MODEL = Problem(ConvClassifier((2,), classes=2))
 KEYS = {
     "method", "accuracy", "orbit_accuracy", "nll", "ece", "equivariance_error", "equivariance_error_se", "orbit_agreement",
-    "log_evidence", "evidence_kind", "seconds", "averaged_accuracy", "averaged_nll", "parameters",
+    "log_evidence", "evidence_kind", "averaged_accuracy", "averaged_nll", "parameters", "seeds_together", "data_checksum", *COSTS,
 }  # fmt: skip
 
 
@@ -93,7 +107,7 @@ def test_scores_are_those_of_the_predictions(comparison):
 def test_the_same_table_twice(comparison):
     again = _compare()
     for first, second in zip(comparison.rows, again.rows, strict=True):
-        assert {k: v for k, v in first.items() if k != "seconds"} == {k: v for k, v in second.items() if k != "seconds"}
+        assert {k: v for k, v in first.items() if k not in COSTS} == {k: v for k, v in second.items() if k not in COSTS}
 
 
 def test_saves_whole_files(comparison, tmp_path):
@@ -104,7 +118,9 @@ def test_saves_whole_files(comparison, tmp_path):
     assert record["rows"][0]["log_evidence"] is None and isinstance(record["rows"][1]["log_evidence"], float)
     assert (folder / "table.csv").read_text().splitlines()[0].startswith("method,accuracy")
     assert (folder / "tradeoff.png").read_bytes()[:4] == b"\x89PNG"
-    assert sorted(path.name for path in folder.iterdir()) == ["posteriors", "results.json", "table.csv", "tradeoff.png"]
+    assert (folder / "evidence.png").read_bytes()[:4] == b"\x89PNG"
+    names = ["evidence.png", "posteriors", "results.json", "table.csv", "tradeoff.png"]
+    assert sorted(path.name for path in folder.iterdir()) == names
     for path in sorted((folder / "posteriors").iterdir()):
         tree = az.from_netcdf(str(path))
         assert np.isfinite(tree["posterior"]["net.0.weight.rms"].values).all()
@@ -144,11 +160,48 @@ def test_selection_keeps_the_best_look_and_stops():
         ([], "at least one cell"),
         ([Cell("a", MODEL, MAP(), select="test")], "'upright' or 'orbit'"),
         ([Cell("a", MODEL, MAP(), select="orbit")], "need validation"),
+        ([Cell("a", MODEL, MAP(), test=TEST)], "'a' has no test set or no action"),
     ],
 )
 def test_bad_comparisons_are_refused(cells, match):
+    action = None if "no action" in match else ACTION
     with pytest.raises(OptionError, match=match):
-        compare(cells, jax.random.key(0), *TRAIN, test=TEST, action=ACTION)
+        compare(cells, jax.random.key(0), *TRAIN, test=TEST, action=action)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"seeds": 0}, "seeds must be a number of at least 1"),
+        ({"seeds": (1, 1)}, "different numbers from 0 on"),
+        ({"executor": "threads"}, "executor must have submit"),
+        ({"executor": object(), "mesh": jax.make_mesh((1,), ("data",))}, "choose one of them"),
+    ],
+)
+def test_bad_options_are_refused(options, match):
+    with pytest.raises(OptionError, match=match):
+        compare([Cell("a", MODEL, MAP())], jax.random.key(0), *TRAIN, test=TEST, action=ACTION, progress=False, **options)
+
+
+def test_evidence_is_ranked_within_a_kind_and_a_training_set():
+    def row(method, kind, data, value):
+        return {"method": method, "evidence_kind": kind, "data_checksum": data, "log_evidence": value}
+
+    rows = [row("a", "elbo", "1", -3.0), row("b", "elbo", "1", -1.0), row("c", "elbo", "2", -9.0), row("d", "laplace", "1", -2.0)]
+    rows += [row("e", None, "1", None)]
+    table = Comparison(rows, {(r["method"], 0): None for r in rows}, {}).evidence()
+    assert table["rank"].drop("e").to_dict() == {"b": 1, "a": 2, "c": 1, "d": 1}
+    assert table["difference"].drop("e").to_dict() == {"b": 0.0, "a": -2.0, "c": 0.0, "d": 0.0}
+    assert np.isnan(table.loc["e", "difference"])
+
+
+def test_figures_are_known_by_name(comparison):
+    panels = comparison.plot("evidence").axes
+    assert [axes.get_title() for axes in panels] == ["elbo"]
+    with pytest.raises(OptionError, match="no figure 'bars'; there are: tradeoff, evidence"):
+        comparison.plot("bars")
+    with pytest.raises(OptionError, match="no row has an evidence"):
+        plot_evidence(comparison.rows[:1])
 
 
 def test_the_command_line_lists_and_refuses(tmp_path):

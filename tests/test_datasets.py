@@ -1,17 +1,32 @@
-"""The datasets: splits that are disjoint, stratified and fixed by a seed, exact placements and turns, files not trusted."""
+"""The datasets: splits that are disjoint, stratified and fixed by a seed, exact placements and turns, and generated sets."""
 
-import gzip
-import os
-import pickle
-import struct
+from functools import partial
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.ndimage
 
-from bayes_sym.datasets import cifar10, digits, mnist, placements, quadrant_digits, quadrant_mnist, rotated_digits
+from bayes_sym import groups, representations
+from bayes_sym.datasets import (
+    SLEEP_BANDS,
+    SLEEP_MIRROR,
+    SLEEP_POSITIONS,
+    SLEEP_RMS,
+    Images,
+    digits,
+    linear_gaussian,
+    placements,
+    quadrant_digits,
+    quadrant_mnist,
+    rings,
+    rotated,
+    rotated_digits,
+    rotated_shapes,
+    scaled,
+    sinusoids,
+    sleep_stages,
+    translated,
+)
 from bayes_sym.errors import DataError, OptionError, ShapeError
 
 
@@ -219,210 +234,346 @@ def test_any_angle_is_the_rotation_of_scipy(canvas):
         assert (part.y == plain.y).all()
 
 
-# Files
+# Generated sets: one table, and what all of them promise
 
 
-def idx(array):
-    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
-
-
-def write_mnist(folder, *, side=28, classes=10, compressed=False, counts=(30, 12)):
-    """Four tiny files in the published format; returns their arrays."""
-    rng, arrays = np.random.default_rng(0), []
-    for prefix, count in zip(("train", "t10k"), counts, strict=True):
-        x, y = rng.integers(0, 256, (count, side, side), np.uint8), rng.integers(0, classes, count, np.uint8)
-        arrays += [x, y]
-        for name, content in ((f"{prefix}-images-idx3-ubyte", idx(x)), (f"{prefix}-labels-idx1-ubyte", idx(y))):
-            (folder / (name + ".gz" * compressed)).write_bytes(gzip.compress(content) if compressed else content)
-    return arrays
-
-
-@pytest.mark.parametrize("compressed", [False, True])
-def test_mnist_reads_what_was_written(tmp_path, compressed):
-    x, y, x_test, y_test = write_mnist(tmp_path, compressed=compressed)
-    split = mnist(str(tmp_path))
-    assert split.train.x.shape == (30, 28, 28, 1) and split.train.x.dtype == np.float32 and split.train.y.dtype == np.int32
-    assert (split.train.y == y).all() and (split.test.y == y_test).all()
-    mean, sd = (x / 255).mean(), (x / 255).std()
-    assert np.abs(split.train.x[..., 0] - (x / 255 - mean) / sd).max() < 1e-6
-    assert np.abs(split.test.x[..., 0] - (x_test / 255 - mean) / sd).max() < 1e-6
-
-
-def test_mnist_reads_other_spellings_and_sizes(tmp_path):
-    x, *_ = write_mnist(tmp_path, side=5, classes=40)
-    for path in list(tmp_path.iterdir()):
-        path.rename(path.with_name(path.name.replace("-idx", ".idx")))
-    assert mnist(tmp_path).train.x.shape == (30, 5, 5, 1)
-    with pytest.raises(DataError, match=r"28x28 images with labels 0..9, .* has images of shape \(5, 5, 1\)"):
-        quadrant_mnist(tmp_path)
-
-
-def test_quadrants_of_mnist_are_the_resized_canvas_and_commute_with_rolls(tmp_path):
-    x, y, *_ = write_mnist(tmp_path)
-    split, digit = quadrant_mnist(tmp_path, seed=4, task="quadrant"), quadrant_mnist(tmp_path, seed=4)
-    assert (split.train.x == digit.train.x).all() and (split.train.y % 10 == digit.train.y).all() and (digit.train.y == y).all()
-    canvas = np.zeros((30, 56, 56), np.float32)
-    for i, q in enumerate(split.train.y // 10):
-        canvas[i, 28 * (q in (2, 3)) :, 28 * (q in (1, 3)) :][:28, :28] = x[i] / np.float32(255)
-    resized = np.asarray(jax.image.resize(jnp.asarray(canvas), (30, 32, 32), "bilinear", antialias=False))
-    mean, sd = resized.astype(np.float64).mean(), resized.astype(np.float64).std()
-    assert np.abs(split.train.x[..., 0] - (resized - mean) / sd).max() < 1e-5
-    assert len(np.unique(split.train.y // 10)) == 4
-    # the resize itself commutes with rolls by half a side, up to the rounding of its weights in float32
-    rolled = jax.image.resize(jnp.roll(jnp.asarray(canvas), (28, 28), (1, 2)), (30, 32, 32), "bilinear", antialias=False)
-    assert np.abs(np.asarray(rolled) - np.roll(resized, (16, 16), (1, 2))).max() < 1e-5
-    # and here exactly: another seed has the same digits in other quadrants
-    other = quadrant_mnist(tmp_path, seed=5, task="quadrant")
-    moved = split.train.y // 10 ^ other.train.y // 10
-    assert len(np.unique(moved)) == 4
-    assert (placements(split.train.x)[moved, np.arange(30)] == other.train.x).all()
-
-
-DAMAGE = {
-    "cut off": (lambda b: b[:-7], r"announces 23520 bytes of shape \(30, 28, 28\) and holds 23513"),
-    "too long": (lambda b: b + b"x", "and holds more"),
-    "no header": (lambda b: b[:9], "no IDX file of bytes with 3 axes, it starts with 00 00 08 03"),
-    "empty": (lambda b: b"", "no IDX file"),
-    "another format": (lambda b: b"PK" + b, "it starts with 50 4b 00 00"),
-    "floats": (lambda b: b"\0\0\x0d" + b[3:], "it starts with 00 00 0d 03"),
-    "huge": (lambda b: b[:4] + b"\xff" * 12, "more than any such set has"),
-    "fewer": (lambda b: idx(np.zeros((29, 28, 28), np.uint8)), "29 train images and 30 labels"),
-    "flat": (lambda b: idx(np.zeros((30, 28, 28), np.uint8)), "all training pixels of a colour have one level"),
-    "other shape": (lambda b: idx(np.zeros((30, 28, 27), np.uint8)), r"shape \(28, 27\) and others of \(28, 28\)"),
+TABLE = {
+    "rings": (rings, 2, (2,)),
+    "rotated_shapes": (partial(rotated_shapes, side=16), 4, (16, 16, 1)),
+    "sinusoids": (partial(sinusoids, length=200), 4, (200, 1)),
+    "sleep_stages": (partial(sleep_stages, seconds=4), 5, (256, 6)),
 }
+"""How to draw a set, how many classes it has, and the shape of an example: a new generator is one row."""
+every_generator = pytest.mark.parametrize("name", TABLE)
 
 
-@pytest.mark.parametrize(("damage", "message"), DAMAGE.values(), ids=DAMAGE.keys())
-def test_damaged_mnist_files_are_named(tmp_path, damage, message):
-    write_mnist(tmp_path)
-    path = tmp_path / "train-images-idx3-ubyte"
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DataError, match=message):
-        mnist(tmp_path)
+@every_generator
+def test_generated_sets_keep_their_promises(name):
+    draw, classes, shape = TABLE[name]
+    sets = draw(61, 20, 0, seed=3)
+    assert [(part.x.shape, part.y.shape) for part in sets] == [((n, *shape), (n,)) for n in (61, 20, 0)]
+    for x, y in sets:
+        assert x.dtype == np.float32 and y.dtype == np.int32 and np.isfinite(x).all()
+        counts = np.bincount(y, minlength=classes)
+        assert len(counts) == classes and np.ptp(counts) <= 1
+    assert (np.diff(sets.train.y) < 0).any()  # in random order
+    assert len({row.tobytes() for part in sets for row in part.x}) == 81
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:-9], lambda b: b[:40] + b"junk" + b[44:], lambda b: b"junk" + b])
-def test_damaged_archives_are_named(tmp_path, damage):
-    write_mnist(tmp_path, compressed=True)
-    path = tmp_path / "t10k-images-idx3-ubyte.gz"
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte.gz cannot be read .* get it again from https"):
-        mnist(tmp_path)
+@every_generator
+def test_the_seed_fixes_generated_sets(name):
+    draw = TABLE[name][0]
+    one, same, other = draw(30, 10, 10, seed=3), draw(30, 25, 5, seed=3), draw(30, 10, 10, seed=4)
+    assert (one.train.x == same.train.x).all() and (one.train.y == same.train.y).all()  # whatever the other sizes
+    assert (one.train.x != other.train.x).any(axis=tuple(range(1, one.train.x.ndim))).all()
+    for message, sizes in (("num_train .* at least 1, got 0", (0,)), ("num_test .* at least 0, got 2.5", (1, 1, 2.5))):
+        with pytest.raises(DataError, match=message):
+            draw(*sizes)
 
 
-def test_missing_files_are_named(tmp_path):
-    with pytest.raises(DataError, match="has no train-images-idx3-ubyte, nor .*gz: get it from https"):
-        mnist(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="has no data_batch_1: get https.*cifar-10-python.tar.gz"):
-        cifar10(tmp_path)
+@pytest.mark.parametrize("arc", [60.0, 120.0, 360.0])
+def test_rings_have_their_radii_and_their_arc(arc):
+    n = 6000
+    x, y = rings(n, 1, 1, arc=arc, noise=0.0).train
+    radius, angle = np.hypot(*x.T), np.degrees(np.arctan2(*x.T[::-1])) % 360
+    assert np.allclose(radius[y == 0], 0.5, atol=1e-6)
+    near = radius[y == 1] < 0.5
+    assert near.sum() == 1000 and np.allclose(radius[y == 1][~near], 1, atol=1e-6) and np.allclose(radius[y == 1][near], 0)
+    for circle in (y == 0, (y == 1) & (radius > 0.5)):
+        found = angle[circle]
+        assert found.max() <= arc + 1e-3
+        assert abs(found.mean() - arc / 2) < 4 * arc / np.sqrt(12 * len(found))
+        assert abs(found.std() - arc / np.sqrt(12)) < 4 * arc / np.sqrt(60 * len(found)) * 1.5
 
 
-def python2_pickle(x, labels, *, fortran=False, dtype=b"u1"):
-    """A batch as Python 2 wrote it, which is how the files are published: strings of bytes, and numpy's old names."""
-
-    def text(value):
-        return b"U" + bytes([len(value)]) + value  # SHORT_BINSTRING
-
-    def number(value):
-        return b"J" + struct.pack("<i", value)
-
-    content = x.tobytes(order="F" if fortran else "C")
-    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR"
-    kind = b"cnumpy\ndtype\n(" + text(dtype) + b"K\x00K\x01tR(K\x03U\x01|NNN" + number(-1) * 2 + b"K\x00tb"
-    state = b"(K\x01(" + b"".join(map(number, x.shape)) + b"t" + kind + (b"\x88" if fortran else b"\x89")
-    state += b"T" + struct.pack("<i", len(content)) + content + b"t"
-    listed = b"](" + b"".join(map(number, labels)) + b"e"
-    return (
-        b"\x80\x02}("
-        + text(b"batch_label")
-        + text(b"batch")
-        + text(b"data")
-        + array
-        + state
-        + b"b"
-        + text(b"labels")
-        + listed
-        + b"u."
-    )
+def test_rings_have_the_noise_of_the_released_code():
+    n, noise = 20_000, 0.06
+    x, still = (rings(n, 1, 1, arc=360.0, noise=sd).train.x for sd in (noise, 0.0))
+    circle = np.hypot(*still.T) > 0.25
+    z = (x - still)[circle] / noise
+    along = still[circle] / np.hypot(*still[circle].T)[:, None]
+    # each coordinate has its own deviate, times its cosine or sine
+    deviates = z / along
+    ok = (np.abs(along) > 0.1).all(axis=1)
+    assert np.abs(np.cov(deviates[ok].T) - np.eye(2)).max() < 4 * np.sqrt(2 / ok.sum())
+    centre = (x - still)[~circle] / noise
+    assert np.abs(np.cov(centre.T) - np.eye(2)).max() < 4 * np.sqrt(2 / len(centre))
 
 
-def write_cifar(folder, **options):
-    rng, arrays = np.random.default_rng(1), []
-    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
-        x, y = rng.integers(0, 256, (4, 3072), np.uint8), rng.integers(0, 10, 4)
-        arrays.append((x, y))
-        (folder / name).write_bytes(python2_pickle(x, y.tolist(), **options))
-    return arrays
+def angles_of(images):
+    """The direction from the middle of each image to the centre of its mass, in degrees, anticlockwise from up."""
+    place = np.arange(images.shape[1]) - (images.shape[1] - 1) / 2
+    mass = images[..., 0].sum(axis=(1, 2))
+    down, right = (images[..., 0] * place[:, None]).sum(axis=(1, 2)) / mass, (images[..., 0] * place).sum(axis=(1, 2)) / mass
+    return np.degrees(np.arctan2(-right, -down))
 
 
-def test_the_python_2_pickle_of_the_tests_is_a_pickle(tmp_path):
-    x = np.arange(6, dtype=np.uint8).reshape(2, 3)
-    for fortran in (False, True):
-        found = pickle.loads(python2_pickle(x, [1, 2], fortran=fortran), encoding="bytes")
-        assert (found[b"data"] == x).all() and found[b"labels"] == [1, 2]
+@pytest.mark.parametrize("spread", [0.0, 45.0, 80.0])
+def test_shapes_are_upright_or_inverted_within_their_spread(spread):
+    x, y = rotated_shapes(1200, 1, 1, spread=spread).train
+    assert x.min() == 0 and x.max() == 1
+    angles = angles_of(x)
+    turned = (angles - 180 * (y % 2) + 180) % 360 - 180
+    assert np.abs(turned).max() < spread + 0.5
+    for label in range(4):
+        found = turned[y == label]
+        assert abs(found.mean()) < 4 * spread / np.sqrt(3 * len(found)) + 0.2
+        assert found.std() == pytest.approx(spread / np.sqrt(3), abs=0.08 * spread + 0.2)
+    # one mass per shape at any angle, so nothing leaves the image; and that of the other is no tell-tale
+    mass = x.sum(axis=(1, 2, 3))
+    for shape in range(2):
+        assert np.ptp(mass[y // 2 == shape]) < 0.02 * mass.mean()
+    assert np.ptp(mass) < 0.05 * mass.mean()
+    assert np.abs(x[y == 0].mean(axis=0) - x[y == 2].mean(axis=0)).max() > 0.3
 
 
-@pytest.mark.parametrize("fortran", [False, True])
-def test_cifar10_reads_what_was_written(tmp_path, fortran):
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    arrays = write_cifar(folder, fortran=fortran)
-    split = cifar10(tmp_path)
-    assert split.train.x.shape == (20, 32, 32, 3) and split.test.x.shape == (4, 32, 32, 3)
-    assert split.train.x.dtype == np.float32 and split.train.y.dtype == np.int32
-    pixels = np.concatenate([x for x, _ in arrays[:5]]).reshape(-1, 3, 32, 32) / 255
-    mean, sd = (reduce(pixels, axis=(0, 2, 3), keepdims=True) for reduce in (np.mean, np.std))
-    assert np.abs(split.train.x - ((pixels - mean) / sd).transpose(0, 2, 3, 1)).max() < 1e-6
-    assert (split.train.y == np.concatenate([y for _, y in arrays[:5]])).all()
-    assert np.abs(split.test.x[2, 7, 9, 1] - (arrays[5][0][2, 1024 + 7 * 32 + 9] / 255 - mean[0, 1]) / sd[0, 1]).max() < 1e-6
-    assert (split.test.y == cifar10(folder).test.y).all()
+def test_shapes_are_drawn_where_a_turn_puts_them():
+    x, y = rotated_shapes(400, 1, 1, spread=45.0, side=64).train
+    upright, _ = rotated_shapes(8, 1, 1, spread=0.0, side=64).train
+    upright_y = rotated_shapes(8, 1, 1, spread=0.0, side=64).train.y
+    turns = angles_of(x)
+    for image, label, turn in zip(x[:40], y[:40], turns[:40], strict=True):
+        plain = upright[np.flatnonzero(upright_y == 2 * (label // 2))[0]]
+        expected = scipy.ndimage.rotate(plain[..., 0], turn, reshape=False, order=1, mode="grid-constant")
+        assert np.abs(image[..., 0] - expected).mean() < 0.012  # the edges differ, by interpolation
 
 
-class Attack:
-    """Makes a directory when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
-@pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_a_malicious_pickle_runs_nothing(tmp_path, protocol):
-    write_cifar(tmp_path)
-    target = tmp_path / "attacked"
-    (tmp_path / "data_batch_3").write_bytes(pickle.dumps({"data": Attack(target), "labels": [1]}, protocol))
-    with pytest.raises(DataError, match=r"data_batch_3 is no batch of CIFAR-10 .*asks for posix.mkdir"):
-        cifar10(tmp_path)
-    assert not target.exists()
-
-
-BATCH = python2_pickle(np.zeros((2, 3072), np.uint8), [0, 1])
-BAD_BATCHES = {
-    "cut off": (BATCH[:-900], "truncated|ran out of input"),
-    "empty": (b"", "EOFError"),
-    "text": (b"<html>not found</html>", "no batch of CIFAR-10"),
-    "no data": (pickle.dumps({b"labels": [1]}), "KeyError: b'data'"),
-    "a list": (pickle.dumps([1, 2]), "no batch of CIFAR-10"),
-    "no array": (pickle.dumps({b"data": [1], b"labels": [1]}), "no batch of CIFAR-10"),
-    "a dtype": (b"\x80\x02}(U\x04datacnumpy\ndtype\nU\x06labels](K\x01eu.", "no batch of CIFAR-10"),
-    "objects": (python2_pickle(np.zeros((2, 3072), np.uint8), [0, 1], dtype=b"O8"), "no array of unsigned bytes"),
-    "floats": (python2_pickle(np.zeros((2, 3072), np.uint8), [0, 1], dtype=b"f4"), "no array of unsigned bytes"),
-    "other shape": (python2_pickle(np.zeros((2, 3071), np.uint8), [0, 1]), r"shape \(2, 3071\), and there are 2 labels"),
-    "more labels": (python2_pickle(np.zeros((2, 3072), np.uint8), [0, 1, 2]), "there are 3 labels"),
-    "another class": (python2_pickle(np.zeros((2, 3072), np.uint8), [0, 10]), r"whole numbers 0..9"),
-    "no labels": (BATCH.replace(b"labels", b"titles"), "KeyError: b'labels'"),
-    "short content": (BATCH.replace(struct.pack("<i", 3072), struct.pack("<i", 3073)), "cannot reshape"),
-}
+@pytest.mark.parametrize("phase", ["full", "original"])
+def test_sinusoids_have_their_frequencies_phases_and_noise(phase):
+    n = 400
+    x, y = sinusoids(n, 1, 1, phase=phase).train
+    t = np.arange(1000) / 100
+    # the most likely frequency of each, on a fine grid
+    grid = np.arange(1.0, 9.5, 0.005)
+    waves = np.exp(-2j * np.pi * grid[:, None] * t) @ x[..., 0].T
+    best = np.abs(waves).argmax(axis=0)
+    moved = grid[best] - np.array([2.0, 4.0, 6.0, 8.0])[y]
+    assert np.abs(moved).max() < 0.52
+    assert abs(moved.mean()) < 4 * 0.5 / np.sqrt(3 * n) and moved.std() == pytest.approx(0.5 / np.sqrt(3), rel=0.08)
+    assert x.var() == pytest.approx(0.5 + 0.25, abs=4 * np.sqrt(2 * 0.75**2 / x.size) + 0.003)
+    phases = (np.angle(waves[best, np.arange(n)]) + np.pi / 2) % (2 * np.pi)
+    for label, frequency in enumerate((2, 4, 6, 8)):
+        highest = 2 * np.pi if phase == "full" else 4 * np.pi / frequency
+        found = phases[y == label]
+        found = found[found < 2 * np.pi - 0.3]  # a phase of almost 0 may be found below it
+        assert found.max() < highest + 0.3 and found.max() > 0.85 * min(highest, 2 * np.pi - 0.3)
 
 
-@pytest.mark.parametrize(("content", "message"), BAD_BATCHES.values(), ids=BAD_BATCHES.keys())
-def test_damaged_batches_are_named(tmp_path, content, message):
-    write_cifar(tmp_path)
-    (tmp_path / "test_batch").write_bytes(content)
-    with pytest.raises(DataError, match=message) as caught:
-        cifar10(tmp_path)
-    assert f"{tmp_path / 'test_batch'} is no batch of CIFAR-10" in str(caught.value) and "cifar-10-python.tar.gz" in str(
-        caught.value
-    )
+def test_sinusoids_without_noise_and_shift_are_the_formula():
+    x, y = sinusoids(8, 1, 1, noise=0.0, shift=0.0, amplitude=3.0, length=100).train
+    t = np.arange(100) / 100
+    for series, label in zip(x[..., 0], y, strict=True):
+        angle = 2 * np.pi * (2.0, 4.0, 6.0, 8.0)[label] * t
+        design = np.stack([np.sin(angle), np.cos(angle)], axis=1)
+        found, rest, *_ = np.linalg.lstsq(design, series, rcond=None)
+        assert rest[0] < 1e-9
+        assert 1 / 3 - 1e-6 <= np.hypot(*found) <= 3 + 1e-6
+    plain = sinusoids(8, 1, 1, noise=0.0, shift=0.0, length=100).train
+    assert np.allclose((plain.x**2).mean(axis=(1, 2)), 0.5, atol=1e-6)
+
+
+def stage_statistics(n=500, gain=1.0):
+    """Power per stage and channel within each band, and the correlation between the channels there."""
+    x, y = sleep_stages(n, 1, 1, gain=gain, seconds=10).train
+    waves, frequencies = np.fft.rfft(x, axis=1), np.fft.rfftfreq(x.shape[1], 1 / 64)
+    found = {}
+    for stage in range(5):
+        for band, (low, high) in SLEEP_BANDS.items():
+            inside = (frequencies >= low) & (frequencies <= high)
+            part = waves[y == stage][:, inside] / x.shape[1]
+            found[stage, band] = 2 * (np.abs(part) ** 2).sum(axis=1), int(inside.sum()), part
+    return found
+
+
+def test_sleep_stages_have_their_rhythms():
+    for (stage, band), (power, bins, part) in stage_statistics().items():
+        name = list(SLEEP_RMS)[stage]
+        rms = np.repeat(SLEEP_RMS[name].get(band, (0, 0, 0)), 2)
+        white = 0.3**2 * 2 * bins / 640  # what the white noise has in this band
+        expected = rms**2 + white
+        if (name, band) == ("rem", "slow"):
+            expected = (
+                expected + 1.5**2 * np.array([1, 1, 0, 0, 0, 0]) * 6 / 9
+            )  # of the eyes' 9 bins from 0.2 to 1 Hz, 6 lie here
+        if band == "spindle" and name == "n2":
+            # a window exp(-t^2/2s^2) at a random place keeps s sqrt(pi)/T of the power, less what is cut off at the ends
+            edge = (1 - 0.3 / np.sqrt(np.pi) / 10) * 0.3 * np.sqrt(np.pi) / 10
+            assert np.allclose(power.mean(axis=0), rms**2 * edge * 0.8 + white, rtol=0.25)  # a fifth spreads out of the band
+            continue
+        se = power.std(axis=0) / np.sqrt(len(power))
+        assert (np.abs(power.mean(axis=0) - expected) < 4.5 * se).all(), (name, band)
+        if len(set(rms)) > 1 and name in ("wake", "n1", "n3") and rms.min() > 0:
+            cross = 2 * (part[..., 0] * part[..., 4].conj()).real.sum(axis=1)
+            assert abs(cross.mean() - 0.6 * rms[0] * rms[4]) < 4.5 * cross.std() / np.sqrt(len(cross))
+
+
+@pytest.mark.parametrize("stage", range(5))
+def test_sleep_stages_are_symmetric_as_promised(stage):
+    """Odd moments vanish, and cross moments are the same for both sides and both directions of time."""
+    x, y = sleep_stages(1500, 1, 1, gain=1.0, seconds=4, seed=5).train
+    x = x[y == stage].astype(float)
+    mirror = np.array(SLEEP_MIRROR)
+    assert (mirror[mirror] == np.arange(6)).all()
+    positions = np.array(SLEEP_POSITIONS)
+    assert np.abs(np.linalg.norm(positions, axis=1) - 1).max() < 0.01
+    assert (positions[mirror] == positions * [-1, 1, 1]).all()
+
+    def agrees(values):
+        return (np.abs(values.mean(axis=0)) < 4.5 * values.std(axis=0) / np.sqrt(len(values)) + 1e-12).all()
+
+    assert agrees((x**3).mean(axis=1))  # sign
+    lagged = np.einsum("ntc,ntd->ncd", x[:, 3:], x[:, :-3]) / x.shape[1]
+    assert agrees(lagged - lagged[:, mirror][:, :, mirror])  # left and right
+    skewed = (x[:, 3:] ** 2 * x[:, :-3] ** 2 * (x[:, 3:] - x[:, :-3]) ** 2 * np.sign(x[:, 3:] ** 2 - x[:, :-3] ** 2)).mean(axis=1)
+    assert agrees(skewed)  # time
+    assert not agrees(lagged[:, 0, 0] - lagged[:, 4, 4])  # front and back differ
+    if stage == 4:
+        assert lagged[:, 0, 1].mean() < -1 < 1 < lagged[:, 0, 0].mean()  # eyes
+
+
+def test_the_gain_of_sleep_stages_is_common():
+    (x, _), (plain, _) = sleep_stages(40, 1, 1, gain=4.0).train, sleep_stages(40, 1, 1, gain=1.0).train
+    factors = np.median(x / plain, axis=(1, 2))
+    assert np.abs(x - factors[:, None, None] * plain).max() < 1e-4
+    assert 0.25 <= factors.min() < 0.6 and 1.7 < factors.max() <= 4
+
+
+C4 = groups.cyclic(4)
+ACTION = representations.regular(C4) + representations.regular(C4)
+
+
+def posterior_of(data):
+    """Mean and precision of the exact posterior under full augmentation."""
+    rows = data.orbits.reshape(-1, data.x.shape[1])
+    outputs = np.tile(data.y, len(data.orbits)) / len(data.orbits)
+    precision = rows.T @ rows / len(data.orbits) / data.noise**2 + np.eye(rows.shape[1]) / data.prior_sd**2
+    return np.linalg.solve(precision, rows.T @ outputs / data.noise**2 + data.prior_mean / data.prior_sd**2), precision
+
+
+def mean_divergence(data):
+    """mean_g KL(q || g q), by the formula for two Gaussians."""
+    mean, precision = posterior_of(data)
+    total = 0.0
+    for rho in ACTION.matrices():
+        moved = rho @ precision @ rho.T
+        assert np.abs(moved - precision).max() < 1e-9 * np.abs(precision).max()
+        apart = rho @ mean - mean
+        total += 0.5 * apart @ moved @ apart
+    return total / C4.order
+
+
+@pytest.mark.parametrize("num_rows", [20, 320])
+def test_the_prior_alone_breaks_the_symmetry_of_the_linear_gaussian_model(num_rows):
+    broken, kept = (linear_gaussian(ACTION, num_rows, prior=prior, seed=1) for prior in ("random", "invariant"))
+    assert (broken.x == kept.x).all() and (broken.y == kept.y).all()
+    assert (linear_gaussian(ACTION, 10, seed=1).x == kept.x[:10]).all()
+    asymmetric = np.eye(8) - ACTION.projector
+    assert np.abs(asymmetric @ broken.weights).max() < 1e-14 and np.abs(asymmetric @ kept.prior_mean).max() < 1e-14
+    assert np.allclose(ACTION.projector @ broken.prior_mean, kept.prior_mean)
+    mean, _ = posterior_of(broken)
+    identity = (asymmetric @ mean) @ (asymmetric @ broken.prior_mean) / broken.prior_sd**2
+    assert mean_divergence(broken) == pytest.approx(identity, rel=1e-8)
+    assert mean_divergence(kept) < 1e-12 < 1e-4 < mean_divergence(broken)
+
+
+def test_the_cost_of_the_prior_falls_as_one_over_the_rows():
+    sizes = np.array([320, 640, 1280, 2560])
+    found = [np.mean([mean_divergence(linear_gaussian(ACTION, n, prior="random", seed=s)) for s in range(5)]) for n in sizes]
+    assert np.polyfit(np.log(sizes), np.log(found), 1)[0] == pytest.approx(-1, abs=0.1)
+
+
+def test_outputs_of_the_linear_gaussian_model_are_its_own():
+    data = linear_gaussian(ACTION, 20_000, noise=0.3, prior_sd=2.0)
+    residual = data.y - data.x @ data.weights
+    assert residual.std() == pytest.approx(0.3, rel=4 / np.sqrt(40_000)) and (data.noise, data.prior_sd) == (0.3, 2.0)
+    assert np.abs(np.cov(data.x.T) - np.eye(8)).max() < 5 * np.sqrt(2 / 20_000)
+    for g, rho in enumerate(ACTION.matrices()):
+        assert np.allclose(data.orbits[g], data.x @ rho.T)
+        assert np.allclose(data.orbits[g] @ data.weights, data.x @ data.weights)
+
+
+# Sets that are moved
+
+
+MOVES = {"rotated": (rotated, 50.0), "translated": (translated, 3.0), "scaled": (scaled, 1.6)}
+
+
+def expected_move(name, extent, u, image):
+    """What scipy makes of one image, from uniform numbers."""
+    amount = 2 * u - 1
+    if name == "rotated":
+        a = np.radians(extent * amount[0])
+        matrix, shift = np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]]), np.zeros(2)
+    elif name == "translated":
+        matrix, shift = np.eye(2), extent * amount
+    else:
+        matrix, shift = np.eye(2) * extent ** amount[0], np.zeros(2)
+    back, centre = np.linalg.inv(matrix), (np.array(image.shape) - 1) / 2
+    return scipy.ndimage.affine_transform(image, back, centre - back @ (centre + shift), order=1, mode="grid-constant")
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_moved_sets_are_those_of_scipy(name):
+    move, extent = MOVES[name]
+    plain = quadrant_digits(30, 12, 5, seed=2)
+    moved = move(plain, extent, seed=7)
+    assert type(moved) is type(plain)
+    outside = plain.train.x.min()
+    for i, (part, before) in enumerate(zip(moved, plain, strict=True)):
+        assert (part.y == before.y).all() and part.x.dtype == np.float32 and part.x.shape == before.x.shape
+        u = np.random.default_rng([7, 1 + i]).uniform(size=(len(before.y), 2 if name == "translated" else 1))
+        for image, row, found in zip(before.x[..., 0], u, part.x[..., 0], strict=True):
+            assert np.abs(found - outside - expected_move(name, extent, row, image.astype(float) - outside)).max() < 2e-5
+    one = move(plain.train, extent, seed=7)  # one set alone
+    assert type(one) is type(plain.train) and (one.x == moved.train.x).all()
+    assert (move(plain, extent, seed=7).test.x == moved.test.x).all()
+    assert (move(plain, extent, seed=8).train.x != moved.train.x).any()
+
+
+def test_longer_sets_start_with_the_same_moves_in_blocks(monkeypatch):
+    x = np.random.default_rng(0).standard_normal((11, 6, 6, 2)).astype(np.float32)
+    whole = rotated(Images(x, np.zeros(11, np.int32)), outside=(0.5, -1.0))
+    part = rotated(Images(x[:4], np.zeros(4, np.int32)), outside=(0.5, -1.0))
+    assert np.abs(whole.x[:4] - part.x).max() < 1e-6
+    monkeypatch.setattr("bayes_sym.datasets.warped._ROWS", 3)
+    assert np.abs(rotated(Images(x, np.zeros(11, np.int32)), outside=(0.5, -1.0)).x - whole.x).max() < 1e-6
+
+
+def test_what_comes_in_has_the_level_of_the_outside():
+    ones = Images(np.ones((50, 9, 9, 2), np.float32), np.zeros(50, np.int32))
+    assert (translated(ones, 4.0).x == 1).all()  # the lowest level is 1
+    dark = translated(ones, 4.0, outside=(0.0, 3.0))
+    assert dark.x[..., 0].min() == 0 and dark.x[..., 0].max() == 1 and dark.x[..., 1].min() == 1 and dark.x[..., 1].max() == 3
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: rotated(digits(), 0.0), OptionError, "degrees must be between 0.001 and 180 degrees, got 0.0"),
+        (lambda: rotated(digits(), 200), OptionError, "degrees must be between .*, got 200"),
+        (lambda: translated(digits(), 9), OptionError, "pixels must be between 0.001 and 7 for images of side 8, got 9"),
+        (lambda: scaled(digits(), 1.0), OptionError, r"factor must be between 1.001 and 10 \(a factor of 1 changes nothing\)"),
+        (lambda: rotated(rings()), ShapeError, r"only sets of images can be moved.*got \[\(200, 2\)"),
+        (lambda: rotated((np.zeros((3, 4, 4, 1)),)), ShapeError, r"only sets of images can be moved"),
+        (lambda: rotated(digits(), outside=(0, 0)), ShapeError, r"one for each of 1 channels, got \(0, 0\)"),
+        (lambda: rings(arc=400), OptionError, "arc must be between 0 and 360 degrees, got 400"),
+        (lambda: rings(noise=0.3), OptionError, "noise must be between 0 and 0.25"),
+        (lambda: rotated_shapes(spread=91), OptionError, "spread must be between 0 and 90 degrees, got 91"),
+        (lambda: rotated_shapes(side=16.5), OptionError, "side must be a whole number between 12 and 256 pixels, got 16.5"),
+        (lambda: sinusoids(phase="none"), OptionError, "phase must be 'full' or 'original', got 'none'"),
+        (lambda: sinusoids(amplitude=0.5), OptionError, "amplitude must be between 1 and 100, got 0.5"),
+        (lambda: sinusoids(shift="x"), OptionError, "shift must be between 0 and 1 Hz, got 'x'"),
+        (lambda: sleep_stages(rate=32), OptionError, "rate must be a whole number between 50 and 512"),
+        (lambda: linear_gaussian(ACTION, 0), DataError, "num_rows must be a whole number of at least 1, got 0"),
+        (lambda: linear_gaussian(ACTION, 5, prior="flat"), OptionError, "prior must be 'invariant' or 'random', got 'flat'"),
+        (lambda: linear_gaussian(ACTION, 5, noise=0), OptionError, "noise must be between 1e-06 and 1e.06, got 0"),
+        (
+            lambda: linear_gaussian(representations.matrix(groups.cyclic(2), [[[1.0, 1.0], [0.0, -1.0]]]), 5),
+            OptionError,
+            "the representation must be orthogonal",
+        ),
+    ],
+)
+def test_options_of_generated_sets_are_checked(build, error, message):
+    with pytest.raises(error, match=message):
+        build()

@@ -104,7 +104,7 @@ def test_results_are_pytrees_with_static_counts():
     found = defect(np.random.default_rng(0).standard_normal((2, 5, 3)))
     doubled = jax.tree.map(lambda value: 2 * value, found)
     assert isinstance(doubled, EquivarianceError) and doubled.predictive == 2 * found.predictive
-    assert doubled.num_draws == 5 and len(jax.tree.leaves(found)) == 5
+    assert doubled.num_draws == 5 and len(jax.tree.leaves(found)) == 8
     assert set(dataclasses.asdict(found)) >= {"predictive", "predictive_se", "member", "member_se", "emergence", "num_draws"}
 
 
@@ -130,12 +130,15 @@ def test_defect_errors(differences, error, message):
 TURN = representations.permutation(C4, [[[1, 0], [-1, 1]]])
 ANGLE = 2 * np.pi / 3
 THIRD = representations.matrix(C3, [[[np.cos(ANGLE), -np.sin(ANGLE)], [np.sin(ANGLE), np.cos(ANGLE)]]])
+# swaps the rows of a (2, 3) array and cycles its columns
+ROWS_AND_COLUMNS = representations.permutation(groups.product(C2, C3), [[3, 4, 5, 0, 1, 2], [1, 2, 0, 4, 5, 3]]).reshape(2, 3)
 ACTIONS = {
     "invariant": (representations.image(D4, (3, 3)), None),
     "permuted": (representations.image(C4, (2, 2)), representations.regular(C4)),
     "signed": (representations.regular(C4), TURN),
     "matrix": (representations.regular(C3), THIRD),
     "images": (representations.image(C4, (2, 2)), representations.image(C4, (2, 2))),
+    "product": (ROWS_AND_COLUMNS, representations.regular(groups.product(C2, C3))),
 }
 every_action = pytest.mark.parametrize(("action", "output"), ACTIONS.values(), ids=ACTIONS.keys())
 

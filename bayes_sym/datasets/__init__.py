@@ -1,12 +1,32 @@
-"""Datasets: embedded and generated sets need nothing from outside, the standard ones are read from local files."""
+"""Datasets: embedded and generated sets need nothing from outside, the standard ones are downloaded or read from files."""
 
+from .cifar import cifar10 as cifar10
+from .cifar import cifar100 as cifar100
 from .digits import Digits as Digits
 from .digits import Images as Images
 from .digits import digits as digits
-from .local import Split as Split
-from .local import cifar10 as cifar10
-from .local import mnist as mnist
+from .download import download as download
+from .linear_gaussian import LinearGaussian as LinearGaussian
+from .linear_gaussian import linear_gaussian as linear_gaussian
+from .mnist import fashion_mnist as fashion_mnist
+from .mnist import mnist as mnist
+from .npz import from_npz as from_npz
 from .quadrant import placements as placements
 from .quadrant import quadrant_digits as quadrant_digits
 from .quadrant import quadrant_mnist as quadrant_mnist
-from .rotated import rotated_digits as rotated_digits
+from .rings import rings as rings
+from .sets import Labelled as Labelled
+from .sets import Sets as Sets
+from .shapes import rotated_shapes as rotated_shapes
+from .sinusoids import sinusoids as sinusoids
+from .sleep import SLEEP_BANDS as SLEEP_BANDS
+from .sleep import SLEEP_CHANNELS as SLEEP_CHANNELS
+from .sleep import SLEEP_MIRROR as SLEEP_MIRROR
+from .sleep import SLEEP_POSITIONS as SLEEP_POSITIONS
+from .sleep import SLEEP_RMS as SLEEP_RMS
+from .sleep import sleep_stages as sleep_stages
+from .split import Split as Split
+from .turned import rotated_digits as rotated_digits
+from .warped import rotated as rotated
+from .warped import scaled as scaled
+from .warped import translated as translated

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import DataError
+from .sets import whole_number
 
 
 __all__ = ["Digits", "Images", "digits", "grey_digits"]
@@ -66,9 +67,7 @@ def grey_digits(num_train: int, num_validation: int, num_test: int | None, seed:
 def _sizes(available: int, num_train: int, num_validation: int, num_test: int | None) -> tuple[int, int, int]:
     asked = {"num_train": num_train, "num_validation": num_validation, "num_test": 0 if num_test is None else num_test}
     for name, size in asked.items():
-        least = 1 if name == "num_train" else 0
-        if not isinstance(size, (int, np.integer)) or isinstance(size, bool) or size < least:
-            raise DataError(f"{name} must be a whole number of at least {least}, got {size!r}")
+        whole_number(name, size, 1 if name == "num_train" else 0)
     if sum(asked.values()) > available:
         sums = " + ".join(f"{name} {size}" for name, size in asked.items())
         raise DataError(f"{sums} is more than the {available} digits there are: ask for fewer")

@@ -13,7 +13,9 @@ import numpy as np
 
 from ..errors import DataError, OptionError, ShapeError
 from .digits import Digits, Images, grey_digits
-from .local import Split, read_mnist
+from .download import download
+from .mnist import read_mnist
+from .split import Split
 
 
 __all__ = ["placements", "quadrant_digits", "quadrant_mnist"]
@@ -67,15 +69,15 @@ def quadrant_digits(
     return Digits(*_placed(parts, quadrants, task))
 
 
-def quadrant_mnist(folder: str | Path, *, seed: int = 0, task: str = "digit") -> Split:
-    """MNIST from local files, every digit in one quadrant of 56x56 zeros, resized to (N, 32, 32, 1).
+def quadrant_mnist(folder: str | Path | None = None, *, seed: int = 0, task: str = "digit") -> Split:
+    """MNIST, every digit in one quadrant of 56x56 zeros, resized to (N, 32, 32, 1).
 
     The resizing is bilinear, without antialiasing. It commutes with rolls by half the canvas, because 28 pixels become
     16: so the quadrants are resized one by one. Quadrants, labels and the scaling of pixels are those of
     `quadrant_digits`.
 
     Args:
-        folder: where the files of `mnist` lie.
+        folder: where the files of `mnist` lie; None to download them once.
         seed: chooses the quadrants.
         task: ``"digit"`` or ``"quadrant"``, as in `quadrant_digits`.
 
@@ -84,6 +86,7 @@ def quadrant_mnist(folder: str | Path, *, seed: int = 0, task: str = "digit") ->
         OptionError: an unknown task.
     """
     _check_task(task)
+    folder = download("mnist") if folder is None else folder
     parts = []
     for x, y in read_mnist(folder):
         if x.shape[1:] != (28, 28, 1) or y.max(initial=0) > 9:

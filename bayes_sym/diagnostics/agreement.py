@@ -12,7 +12,7 @@ from ..errors import DataError, GroupActionError, OptionError, ShapeError
 from ..representations import Representation
 
 
-__all__ = ["OrbitAgreement", "orbit_agreement"]
+__all__ = ["OrbitAgreement", "orbit_agreement", "orbit_labels"]
 
 
 class OrbitAgreement(NamedTuple):
@@ -48,24 +48,8 @@ def orbit_agreement(
         OptionError: `kind` is unknown.
         DataError: a probability is not finite.
     """
-    values = np.asarray(probabilities)
-    if values.ndim != 3 or 0 in values.shape:
-        raise ShapeError(
-            f"probabilities must be (group, num_examples, classes), got shape {values.shape}; average over the draws first"
-        )
-    if not np.isfinite(values).all():
-        raise DataError("the probabilities are not all finite: look at the predictions for NaN or infinity")
-    labels = values.argmax(axis=-1)
+    labels = orbit_labels(probabilities, output)
     order = len(labels)
-    if output is not None:
-        if not output.is_permutation:
-            raise GroupActionError(f"labels can only be mapped back by a permutation of the classes, got {output}")
-        if values.shape[::2] != (output.group.order, output.dim):
-            raise ShapeError(
-                f"{output} permutes {output.dim} classes by {output.group.order} elements, got probabilities of shape {values.shape}"
-            )
-        # (rho(g) v)[i] = v[source[g, i]]: what has label i at g x had label source[g, i] at x
-        labels = np.take_along_axis(output.source, labels, axis=1)
     same = labels[:, None] == labels[None]  # (group, group, num_examples)
     if kind == "vote":
         per_example = same.sum(axis=0).max(axis=0) / order
@@ -78,3 +62,31 @@ def orbit_agreement(
     examples = len(per_example)
     se = float(per_example.std(ddof=1)) / math.sqrt(examples) if examples > 1 else math.nan
     return OrbitAgreement(float(per_example.mean()), se)
+
+
+def orbit_labels(probabilities: ArrayLike, output: Representation | None) -> np.ndarray:
+    """The predicted labels (group, num_examples) along the orbits, mapped back to those at x.
+
+    Raises:
+        ShapeError: the probabilities are not (group, num_examples, classes).
+        GroupActionError: `output` is not a permutation representation, so it does not act on labels.
+        DataError: a probability is not finite.
+    """
+    values = np.asarray(probabilities)
+    if values.ndim != 3 or 0 in values.shape:
+        raise ShapeError(
+            f"probabilities must be (group, num_examples, classes), got shape {values.shape}; average over the draws first"
+        )
+    if not np.isfinite(values).all():
+        raise DataError("the probabilities are not all finite: look at the predictions for NaN or infinity")
+    labels = values.argmax(axis=-1)
+    if output is not None:
+        if not output.is_permutation:
+            raise GroupActionError(f"labels can only be mapped back by a permutation of the classes, got {output}")
+        if values.shape[::2] != (output.group.order, output.dim):
+            raise ShapeError(
+                f"{output} permutes {output.dim} classes by {output.group.order} elements, got probabilities of shape {values.shape}"
+            )
+        # (rho(g) v)[i] = v[source[g, i]]: what has label i at g x had label source[g, i] at x
+        labels = np.take_along_axis(output.source, labels, axis=1)
+    return labels

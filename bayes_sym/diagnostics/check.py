@@ -13,9 +13,9 @@ import numpy as np
 from .. import representations
 from ..errors import GroupActionError, OptionError, ShapeError
 from ..groups import FiniteGroup
-from ..layers.compose import Sequential
 from ..layers.layer import Field, Layer
 from ..representations import Representation
+from .declared import channel_representations
 
 
 __all__ = ["EquivarianceCheck", "check_equivariance"]
@@ -152,19 +152,7 @@ def _with_weights(
     generator: np.random.Generator,
 ) -> tuple[Forward, Representation]:
     """The map (g, x) -> f(x; g w) at Gaussian weights w, and the action on its outputs."""
-    widths = _widths(layer)
-    if output is not None and not widths:
-        raise OptionError("output= is the action on the channels of the last weighted layer, but no layer has weights")
-    if hidden is not None and len(hidden) != max(len(widths) - 1, 0):
-        raise OptionError(
-            f"hidden= takes one representation per weighted layer but the last, so {max(len(widths) - 1, 0)} for the output "
-            f"widths {widths}, got {len(hidden)}"
-        )
-    outputs = [representations.trivial(field.group, width) for width in widths]
-    if hidden is not None:
-        outputs[:-1] = hidden
-    if output is not None:
-        outputs[-1] = output
+    outputs = channel_representations(layer, field.group, hidden, output)
     reps, after = layer.representations(field, iter(outputs))
     weights = {
         site.name: jnp.asarray(generator.standard_normal(site.shape) / math.sqrt(site.fan_in), jnp.result_type(float))
@@ -175,13 +163,6 @@ def _with_weights(
         return layer.apply({name: reps[name].act(g, w, tuple(range(w.ndim))) for name, w in weights.items()}, x)
 
     return forward, after.representation
-
-
-def _widths(layer: Layer) -> tuple[int, ...]:
-    """The output widths of the weighted layers; the pathways of a residual layer count as one."""
-    if isinstance(layer, Sequential):
-        return tuple(width for member in layer.layers for width in _widths(member))
-    return tuple(site.shape[-1] for site in layer.sites()[:1])
 
 
 def _relative_errors(compare: Callable[[int], tuple[jax.Array, jax.Array]], order: int) -> list[float]:

@@ -14,6 +14,10 @@ from .layer import Field as Field
 from .layer import Layer as Layer
 from .layer import Role as Role
 from .layer import Site as Site
+from .layer import Stage as Stage
+from .layer import join as join
+from .layer import next_output as next_output
+from .layer import under as under
 from .module import random_module as random_module
 from .pathways import Pathway as Pathway
 from .pathways import pathways as pathways

@@ -21,12 +21,16 @@ def _prefixed(name: str, sites: Iterable[Site]) -> tuple[Site, ...]:
 
 @dataclass(frozen=True)
 class Sequential(Layer):
-    """Layers one after the other; the sites of layer i are named ``i.weight``, ``i.bias``, ..."""
+    """Layers one after the other; the sites of layer i are named ``i.weight``, ``i.bias``, ...
+
+    Attributes:
+        layers: the layers, the first one first; given as any sequence.
+    """
 
     layers: tuple[Layer, ...]
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", tuple(self.layers))
+    def __init__(self, layers: Iterable[Layer]) -> None:
+        object.__setattr__(self, "layers", tuple(layers))
 
     def sites(self) -> tuple[Site, ...]:
         """The sites of all layers, in order."""

@@ -18,7 +18,7 @@ from ..groups import FiniteGroup
 from ..representations import Representation
 
 
-__all__ = ["Field", "Layer", "Role", "Site", "Stage", "under"]
+__all__ = ["Field", "Layer", "Role", "Site", "Stage", "join", "next_output", "under"]
 
 Weights = Mapping[str, jax.Array]
 

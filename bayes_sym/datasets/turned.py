@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 
 from ..errors import OptionError
+from ..transforms import affine_warp
 from .digits import Digits, Images, grey_digits
 
 
@@ -61,17 +63,10 @@ def rotated_digits(
 
 def _turned(x: np.ndarray, angles: np.ndarray) -> np.ndarray:
     """Images (N, n, n, 1) turned anticlockwise by `angles` (N,) in radians, bilinear, zeros outside."""
-    count, side = x.shape[:2]
-    to_centre = np.arange(side) - (side - 1) / 2
-    rows, columns = np.meshgrid(to_centre, to_centre, indexing="ij")
-    cos, sin = np.cos(angles)[:, None, None], np.sin(angles)[:, None, None]
-    # where each pixel comes from, within a border of zeros
-    row = np.clip(cos * rows + sin * columns + (side + 1) / 2, 0, side + 1)
-    column = np.clip(cos * columns - sin * rows + (side + 1) / 2, 0, side + 1)
-    bordered = np.pad(x[..., 0], ((0, 0), (1, 2), (1, 2)))
-    image = np.arange(count)[:, None, None]
-    above, left = np.floor(row).astype(int), np.floor(column).astype(int)
-    down, right = row - above, column - left
-    upper = bordered[image, above, left] * (1 - right) + bordered[image, above, left + 1] * right
-    lower = bordered[image, above + 1, left] * (1 - right) + bordered[image, above + 1, left + 1] * right
-    return (upper * (1 - down) + lower * down)[..., None]
+    if not len(x):
+        return x
+    matrix = np.zeros((len(x), 3, 3), np.float32)
+    matrix[:, 0, 0] = matrix[:, 1, 1] = np.cos(angles)
+    matrix[:, 1, 0] = np.sin(angles)
+    matrix[:, 0, 1] = -matrix[:, 1, 0]
+    return np.asarray(jax.jit(affine_warp)(x.astype(np.float32), matrix)).astype(np.float64)
