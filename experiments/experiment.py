@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from jax.sharding import Mesh
 
-from bayes_sym.inference import Comparison
+from bayes_sym.inference import Cell, Comparison
 
 from .findings import Findings
 
@@ -28,6 +28,7 @@ class Options:
         progress: whether to show bars.
         task: one of the experiment's tasks; None leaves the choice to the experiment.
         data_dir: the folder with the local files that the experiment reads.
+        folder: where the results will go. A comparison keeps there what is finished, so that it goes on where it was cut off.
     """
 
     seed: int = 0
@@ -37,6 +38,7 @@ class Options:
     progress: bool = True
     task: str | None = None
     data_dir: Path | None = None
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Experiment:
         run: does it.
         tasks: the tasks to choose from, if it has several.
         reads_files: whether it can use local files from `Options.data_dir`.
+        steps: its own number of steps, of the longest fit, where one number decides how long it takes; for dry runs.
+        plan: the cells of a comparison with their data, for dry runs: what a run would fit, without fitting it.
     """
 
     name: str
@@ -56,6 +60,8 @@ class Experiment:
     run: Callable[[Options], Comparison | Findings]
     tasks: tuple[str, ...] = ()
     reads_files: bool = False
+    steps: int | None = None
+    plan: Callable[[Options], Sequence[Cell]] | None = None
 
     def folder(self, out: Path | None, task: str | None = None) -> Path:
         """Where its results go: `out`, or by default a folder for every experiment and task."""

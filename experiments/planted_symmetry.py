@@ -218,4 +218,5 @@ PLANTED_SYMMETRY = Experiment(
     "Linear maps with a known symmetry: the evidence of pathways against its exact value",
     _run,
     tasks=tuple(TRUTHS),
+    steps=_STEPS,
 )

@@ -56,5 +56,9 @@ def _run(options: Options) -> Findings:
 
 
 QUADRANT = Experiment(
-    "quadrant", "layers that learn to be convolutions, or not, from digits in quadrants", _run, ("digit", "quadrant")
+    "quadrant",
+    "layers that learn to be convolutions, or not, from digits in quadrants",
+    _run,
+    ("digit", "quadrant"),
+    steps=_STEPS,
 )

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import jax
 from tqdm import tqdm
 
+from .notices import plain_warnings
+
 
 __all__ = ["side_by_side"]
 
@@ -31,7 +33,8 @@ def side_by_side(fn: Callable[[_Item], Any], items: Sequence[_Item], *, progress
                 found.append(fn(item))
                 bar.update()
             return found
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=plain_warnings) as pool:
             waiting = [pool.submit(fn, item) for item in items]
             for future in waiting:
                 future.add_done_callback(lambda _: bar.update())

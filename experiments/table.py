@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-__all__ = ["as_text"]
+__all__ = ["TITLES", "as_text"]
 
 _COLUMNS = {
     "method": ("method", "{}"),
@@ -25,18 +25,33 @@ _COLUMNS = {
     "seconds": ("seconds", "{:.1f}"),
 }
 
+TITLES = {
+    **{key: title for key, (title, _) in _COLUMNS.items()},
+    "averaged_accuracy": "accuracy, orbit-averaged",
+    "averaged_nll": "NLL, orbit-averaged",
+    "orbit_accuracy": "accuracy on the orbit",
+    "log_evidence": "log evidence [nats]",
+    "evidence_kind": "kind of evidence",
+    "equivariance_error": "equivariance error",
+    "orbit_agreement": "orbit agreement",
+    "peak_memory_mib": "peak memory [MiB]",
+    "num_draws": "posterior draws",
+}
+"""Column titles that stand alone, by key of the rows."""
+
 
 def as_text(rows: Sequence[dict[str, Any]], columns: Mapping[str, tuple[str, str]] = _COLUMNS, *, markdown: bool = False) -> str:
     """One line per row; `markdown` makes it a Markdown table.
 
     Args:
-        rows: flat dicts; what is missing or None is printed as "-".
+        rows: flat dicts; what is missing or None is printed as "-", and what has an interval over seeds (``*_low`` and
+            ``*_high``) with half its length.
         columns: by key of the rows, a title and a format. Those of a comparison by default: accuracy is on upright test
             images; orbit accuracy, NLL and ECE on all their transforms; each "averaged" column is the same net after
             test-time averaging over the group.
     """
     lines = [[title for title, _ in columns.values()]]
-    lines += [["-" if row.get(key) is None else form.format(row[key]) for key, (_, form) in columns.items()] for row in rows]
+    lines += [[_cell(row, key, form) for key, (_, form) in columns.items()] for row in rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
     padded = [
         [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
@@ -47,3 +62,10 @@ def as_text(rows: Sequence[dict[str, Any]], columns: Mapping[str, tuple[str, str
         return "\n".join(["  ".join(padded[0]), rule, *("  ".join(line) for line in padded[1:])])
     alignment = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return "\n".join("| " + " | ".join(line) + " |" for line in [padded[0], alignment, *padded[1:]])
+
+
+def _cell(row: Mapping[str, Any], key: str, form: str) -> str:
+    if row.get(key) is None:
+        return "-"
+    low, high = row.get(f"{key}_low"), row.get(f"{key}_high")
+    return form.format(row[key]) + ("" if low is None or high is None else " +- " + form.format((high - low) / 2))

@@ -56,6 +56,7 @@ def plot_tradeoff(rows: Sequence[Row], figure: Figure | None = None) -> Figure:
         )
         axes.plot(floor, row["averaged_nll"], marker=marker, color=colour, fillstyle="none", markersize=8, linestyle="none")
     axes.set_xscale("log")
+    axes.set_xlim(left=floor / 1.5)  # bars that reach 0 have no end on this scale
     axes.set_xlabel(
         "equivariance error of the predictive, squared probability\n(hollow, at the left edge: test-time orbit average)"
     )
@@ -76,16 +77,20 @@ def plot_evidence(rows: Sequence[Row], figure: Figure | None = None) -> Figure:
     Raises:
         OptionError: no row has an evidence.
     """
-    groups: dict[tuple[str, Any], list[Row]] = {}
-    for row in rows:
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row, data in zip(rows, _training_sets(rows), strict=True):
         if row.get("log_evidence") is not None:
-            groups.setdefault((row["evidence_kind"], row.get("data_checksum")), []).append(row)
+            groups.setdefault((row["evidence_kind"], data), []).append(row)
     if not groups:
         raise OptionError("no row has an evidence: Laplace and Variational estimate one, MAP and NUTS do not")
-    figure = _figure(figure, (1.2 + 3.6 * len(groups), 3.6))
+    across = min(3, len(groups))
+    down = -(-len(groups) // across)
+    figure = _figure(figure, (1.2 + 3.6 * across, 3.6 * down))
     names = list(dict.fromkeys(row["method"] for row in rows))
-    panels = figure.subplots(1, len(groups), squeeze=False)[0]
-    for axes, ((kind, data), own) in zip(panels, groups.items(), strict=True):
+    panels = figure.subplots(down, across, squeeze=False).ravel()
+    for axes in panels[len(groups) :]:
+        axes.remove()
+    for axes, ((kind, data), own) in zip(panels, groups.items(), strict=False):
         for row in over_seeds(own):
             colour, marker = _style(names.index(row["method"]))
             alone = [r for r in own if r["method"] == row["method"]]
@@ -96,13 +101,26 @@ def plot_evidence(rows: Sequence[Row], figure: Figure | None = None) -> Figure:
                 x, y, xerr=error or None, yerr=spread, fmt=marker, color=colour, markersize=7, capsize=3, label=row["method"]
             )
         sets = {key for k, key in groups if k == kind}
-        axes.set_title(kind if len(sets) == 1 else f"{kind}, data {data}", fontsize=10)
+        axes.set_title(kind if len(sets) == 1 else f"{kind}, training data {data}", fontsize=10)
         axes.set_xlabel("log evidence [nats], higher is better")
         axes.margins(0.15)
         _tidy(axes)
         axes.legend(fontsize=8, frameon=False)
-    panels[0].set_ylabel("test NLL on all transforms [nats]")
+    for axes in panels[::across]:
+        axes.set_ylabel("test NLL on all transforms [nats]")
     return figure
+
+
+def _training_sets(rows: Sequence[Row]) -> list[str]:
+    """A letter for each row's training data, the same for all seeds even where each has a split of its own."""
+    seen: dict[Any, list[Any]] = {}
+    letters = []
+    for row in rows:
+        own = seen.setdefault(row.get("seed"), [])
+        if row.get("data_checksum") not in own:
+            own.append(row.get("data_checksum"))
+        letters.append("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[own.index(row.get("data_checksum")) % 26])
+    return letters
 
 
 def _bar(row: Row, name: str) -> tuple[float, float]:

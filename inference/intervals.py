@@ -51,21 +51,26 @@ def over_seeds(rows: Sequence[Mapping[str, Any]], by: str = "method") -> list[di
     groups: dict[Any, list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault(row[by], []).append(row)
+    scores = {name for row in rows for name, value in row.items() if _is_number(value)} - _NO_SCORES
     return [
-        {by: name, "seeds": len(group)} | _summary([{k: v for k, v in row.items() if k != by} for row in group])
+        {by: name, "seeds": len(group)} | _summary([{k: v for k, v in row.items() if k != by} for row in group], scores)
         for name, group in groups.items()
     ]
 
 
-def _summary(group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _summary(group: Sequence[Mapping[str, Any]], scores: set[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in (name for name in group[0] if name != "seed"):
         values = [row.get(name) for row in group]
-        scores = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-        if not scores or name in _NO_SCORES:
+        if name not in scores:
             found[name] = values[0] if all(value == values[0] for value in values) else None
             continue
-        mean, low, high = interval_over([float(value) for value in values])  # type: ignore[arg-type]
+        known = all(_is_number(value) for value in values)  # a method without an evidence has none of its interval either
+        mean, low, high = interval_over([float(value) for value in values]) if known else (None, None, None)  # type: ignore[arg-type]
         found[name] = mean
         if not name.endswith("_se"):
             found |= {f"{name}_low": low, f"{name}_high": high}

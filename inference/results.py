@@ -16,7 +16,7 @@ import numpy as np
 from bayes_sym.atomic import whole_file
 
 
-__all__ = ["save_results", "versions"]
+__all__ = ["plain", "save_results", "versions"]
 
 
 def versions() -> dict[str, str]:
@@ -36,12 +36,14 @@ def save_results(folder: Path, rows: Sequence[Mapping[str, Any]], about: Mapping
         rows: flat dicts. Numbers become JSON numbers, what is not finite null.
         about: facts of the run, such as the experiment's name and the seed.
     """
-    record = {**about, "versions": versions(), "rows": [_plain(row) for row in rows]}
+    record = {**about, "versions": versions(), "rows": [plain(row) for row in rows]}
     with whole_file(folder / "results.json") as path:
         path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+def plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row as JSON can hold it: numbers as plain numbers, what is not finite None."""
+
     def value(item: Any) -> Any:
         item = item.item() if isinstance(item, np.generic) else item
         return None if isinstance(item, float) and not math.isfinite(item) else item

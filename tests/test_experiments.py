@@ -79,12 +79,13 @@ def test_the_table_has_all_keys_or_the_columns_asked_for():
 
 
 def test_run_passes_the_options_and_writes_the_findings(seen, tmp_path):
-    done = invoke("run", "toy", "--task", "multiply", "--seed", "3", "--quiet", "--out", str(tmp_path))
+    done = invoke("run", "toy", "--task", "multiply", "--seed", "3", "--out", str(tmp_path))
     assert done.exit_code == 0 and "method" in done.output and f" s; everything is in {tmp_path}" in done.output
-    assert seen == [Options(3, None, None, None, False, "multiply", None)]
+    assert seen == [Options(3, task="multiply", folder=tmp_path)]
     assert json.loads((tmp_path / "results.json").read_text())["seed"] == 3
     several = invoke("run", "toy", "--seeds", "2", "--steps", "7", "--num-train", "9", "--out", str(tmp_path / "s"))
-    assert several.exit_code == 0 and seen[1:] == [Options(0, 7, 9), Options(1, 7, 9)]
+    folders = [tmp_path / "s" / f"seed-{seed}" for seed in (0, 1)]
+    assert several.exit_code == 0 and seen[1:] == [Options(i, 7, 9, folder=folder) for i, folder in enumerate(folders)]
     assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["seed-0", "seed-1"]
 
 
