@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,16 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from bayes_sym.errors import ClosednessError, OptionError
+from bayes_sym.representations import Representation
 
-from .family import ExponentialFamily, Family, Reps
-from .laplace import MeanFieldLaplace
+from .family import Family, Reps, group_of
 from .log_normal import LogNormal
 from .per_site import PerSite
 
 
-__all__ = ["KINDS", "certificate", "check_average", "symmetrised"]
+__all__ = ["KINDS", "certificate", "check_average", "check_signs", "symmetrised"]
 
 KINDS = ("geometric", "arithmetic", "parameters")
+_LEVELS = {"geometric": "log_affine", "arithmetic": "moment"}
 
 
 def check_average(family: Family, reps: Reps, kind: str) -> None:
@@ -27,23 +28,35 @@ def check_average(family: Family, reps: Reps, kind: str) -> None:
 
     Raises:
         OptionError: `kind` is unknown.
+        GroupActionError: the sites are acted on by different groups.
         ClosednessError: the family is not closed under the action in the sense that the mean needs.
     """
     if kind not in KINDS:
         raise OptionError(f"kind must be one of {KINDS}, got {kind!r}")
-    if isinstance(family, PerSite):
-        for member, names in zip(family.families(), family.assign(reps), strict=True):
-            if names:
-                check_average(member, {name: reps[name] for name in names}, kind)
-        return
+    if reps:
+        group_of(reps)
     family.check_closed(reps)
-    if kind != "parameters":
-        family.check_closed(reps, "log_affine" if kind == "geometric" else "moment")
-        if not isinstance(family, ExponentialFamily) and not (kind == "arithmetic" and isinstance(family, MeanFieldLaplace)):
+    if kind in _LEVELS:
+        try:
+            family.check_closed(reps, _LEVELS[kind])
+        except ClosednessError as error:
             raise ClosednessError(
-                f"the {kind} mean over a group has no closed form for {type(family).__name__}: use kind='parameters', which projects its "
-                "parameters onto the invariant ones"
-            )
+                f"{error}. So there is no {kind} mean: use kind='parameters', which projects parameters onto invariant ones"
+            ) from error
+
+
+def check_signs(family: Family, params: Any, reps: Reps) -> None:
+    """Refuses a LogNormal q whose fixed signs differ along an orbit.
+
+    Raises:
+        ClosednessError: naming the site.
+    """
+    if isinstance(family, PerSite):
+        assigned = family.assign(reps)
+        for i, member in family._members(params):
+            check_signs(member, params[i], {name: reps[name] for name in assigned[int(i)]})
+    elif isinstance(family, LogNormal):
+        family.check_signs(params, reps)
 
 
 def symmetrised(family: Family, params: Any, reps: Reps, kind: str) -> Any:
@@ -52,7 +65,10 @@ def symmetrised(family: Family, params: Any, reps: Reps, kind: str) -> Any:
         geometric    the mean of natural parameters: the invariant q' with the smallest KL(q' || q)
         arithmetic   the mean of mean parameters: the invariant q' with the smallest KL(q || q'), so the one closest to the
                      mixture of the transforms
-        parameters   the mean of means and of standard deviations (as log standard deviations: see `Family.project`)
+        parameters   the mean of means and of logarithms of scales; of covariances where a family has them (see `Family.project`)
+
+    Of a factorised Gaussian the scales are ordered: geometric <= parameters <= arithmetic. (The averaged standard deviation of the
+    reference implementation would lie between the last two.)
 
     Args:
         family: the family; `check_average` says whether it is closed.
@@ -60,48 +76,32 @@ def symmetrised(family: Family, params: Any, reps: Reps, kind: str) -> Any:
         reps: how the group acts on each site.
         kind: one of these.
     """
-    if isinstance(family, PerSite):
-        out = {}
-        for i, member in family._members(params):
-            own = {name: reps[name] for name in family.assign(reps)[int(i)]}
-            out[i] = symmetrised(member, params[i], own, kind) if own else params[i]
-        return out
     if not reps:
         return params
-    if kind == "parameters":
-        return family.project(params, reps)
-    if isinstance(family, LogNormal) and not isinstance(next(iter(params.sign.values())), jax.core.Tracer):
-        family.check_signs(params, reps)
-    if isinstance(family, MeanFieldLaplace):
-        return family.closest_to_mixture(params, reps)
-    assert isinstance(family, ExponentialFamily)
-    order = next(iter(reps.values())).group.order
-    of: Callable[[Any], Any] = family.natural if kind == "geometric" else family.expectation
-
-    def one(g: jax.Array) -> Any:
-        return of(family.push(params, reps, g))
-
-    mean = jax.tree.map(lambda leaf: leaf.mean(axis=0), jax.lax.map(one, jnp.arange(order)))
-    back = family.from_natural if kind == "geometric" else family.from_expectation
-    return back(mean, params)
+    return family.project(params, reps) if kind == "parameters" else family.averaged(params, reps, kind)
 
 
 def certificate(family: Family, params: Any, reps: Reps) -> float:
     """mean_g KL(q || g # q) in nats: how far q is from invariant, without a single draw.
 
     For outputs that are probability vectors it bounds the predictive defect: Delta <= min(certificate, 2); for outputs of
-    diameter R, Delta <= R^2 certificate / 2 (Pinsker's inequality).
+    diameter R, Delta <= R^2 certificate / 2 (Pinsker's inequality). Infinite for a LogNormal whose signs differ along an orbit.
 
     Raises:
+        GroupActionError: the sites are acted on by different groups.
         ClosednessError: the transforms of q are not in the family.
     """
-    family.check_closed(reps)
     if not reps:
         return 0.0
-    order = next(iter(reps.values())).group.order
+    group_of(reps)
+    family.check_closed(reps)
+    divergences = _divergences(family, tuple(sorted(reps.items())), params)
+    return max(float(np.mean(np.asarray(divergences, np.float64))), 0.0)  # zero up to rounding where q is invariant
 
-    @jax.jit
-    def each(params: Any) -> jax.Array:
-        return jax.lax.map(lambda g: family.kl(params, family.push(params, reps, g)), jnp.arange(order))
 
-    return float(np.mean(np.asarray(each(params), np.float64)))
+@partial(jax.jit, static_argnames=("family", "reps"))
+def _divergences(family: Family, reps: tuple[tuple[str, Representation], ...], params: Any) -> jax.Array:
+    """KL(q || g # q) for every g."""
+    acting = dict(reps)
+    order = jnp.arange(group_of(acting).order)
+    return jax.lax.map(lambda g: family.kl(params, family.push(params, acting, g)), order)

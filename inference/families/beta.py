@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +43,7 @@ class Beta(FactorisedExponential):
         if not self.init_concentration > 0:
             raise OptionError(f"init_concentration must be positive, got {self.init_concentration}")
 
-    def init(self, z: Values, priors: Mapping[str, Any] | None = None) -> BetaParams:
+    def init(self, z: Values) -> BetaParams:
         """With mean `z`, which lies between 0 and 1."""
         total = math.log(self.init_concentration)
         return BetaParams(by_site(lambda v: total + jnp.log(v), z), by_site(lambda v: total + jnp.log1p(-v), z))
@@ -54,12 +53,13 @@ class Beta(FactorisedExponential):
         return jax.random.split(key, n)
 
     def sample(self, params: BetaParams, noise: jax.Array) -> Values:
-        """From two Gamma draws in log space, differentiable in both parameters."""
+        """From two Gamma draws in log space, differentiable in both parameters; kept off 0 and 1 by the precision of the type."""
         layout = Layout.of(params.log_a)
         first, second = jax.random.split(noise)
         a = jax.random.loggamma(first, jnp.exp(layout.flatten(params.log_a)))
         b = jax.random.loggamma(second, jnp.exp(layout.flatten(params.log_b)))
-        return layout.unflatten(jax.nn.sigmoid(a - b))
+        most = -math.log(jnp.finfo(a.dtype).eps)
+        return layout.unflatten(jax.nn.sigmoid(jnp.clip(a - b, -most, most)))
 
     def moments(self, params: BetaParams) -> Moments:
         """a/(a+b), and mean (1 - mean) / (a + b + 1)."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,7 +17,7 @@ from bayes_sym.representations import Representation
 
 from ..blocks import DenseBlock, Layout
 from ..prior_parts import PriorPart
-from .family import Closedness, ExponentialFamily, Moments, Reps, Values
+from .family import Closedness, ExponentialFamily, Moments, Reps, Values, group_of
 from .mean_field import check_scale, flat_normals
 
 
@@ -54,7 +53,7 @@ def triangular(triangle: jax.Array) -> jax.Array:
 
 
 def triangle_of(root: jax.Array) -> jax.Array:
-    """The triangle of the L with L L' = root root'."""
+    """The triangle of the L with L L' = root root', for a root with at least as many columns as rows."""
     upper = jnp.linalg.qr(root.T, mode="r")
     lower = upper.T * jnp.where(jnp.diagonal(upper) < 0, -1.0, 1.0)[None].astype(root.dtype)
     return jnp.tril(lower, -1) + jnp.diag(jnp.log(jnp.diagonal(lower)))
@@ -67,9 +66,9 @@ class _DenseGaussian(ExponentialFamily):
 
     @abc.abstractmethod
     def _layouts(self, z: Values) -> tuple[Layout, ...]:
-        """The sites of each block."""
+        """The sites of each block; in the order of their names, which is the order in which a dict comes out of a jitted function."""
 
-    def init(self, z: Values, priors: Mapping[str, Any] | None = None) -> DenseParams:
+    def init(self, z: Values) -> DenseParams:
         """Centred at `z`, with independent coordinates."""
         layouts = self._layouts(z)
         for layout in layouts:
@@ -99,22 +98,21 @@ class _DenseGaussian(ExponentialFamily):
         for layout, root in zip(params.layouts, params.roots, strict=True):
             centred = layout.flatten(values) - layout.flatten(params.mean)
             white = jax.scipy.linalg.solve_triangular(root, centred, lower=True)
-            total = total - 0.5 * (white**2).sum() - _log_det(root) - 0.5 * layout.size * math.log(2 * math.pi)
-        return total
+            total = total - 0.5 * (white**2).sum() - 0.5 * layout.size * math.log(2 * math.pi)
+        return total - _log_det(params)
 
     def entropy(self, params: DenseParams) -> jax.Array:
         """log|L| + d log(2 pi e)/2 per block."""
         sizes = sum(layout.size for layout in params.layouts)
-        log_dets = sum((jnp.trace(triangle) for triangle in params.triangle), jnp.zeros(()))
-        return log_dets + 0.5 * sizes * (1 + math.log(2 * math.pi))
+        return _log_det(params) + 0.5 * sizes * (1 + math.log(2 * math.pi))
 
     def kl(self, params: DenseParams, other: DenseParams) -> jax.Array:
         """log|L'|/|L| + (tr(D' S) + (m - m')' D' (m - m') - d)/2 per block."""
-        total = jnp.zeros(())
+        total = _log_det(other) - _log_det(params)
         for layout, root, root_ in zip(params.layouts, params.roots, other.roots, strict=True):
             gap = layout.flatten(params.mean) - layout.flatten(other.mean)
             white = jax.scipy.linalg.solve_triangular(root_, jnp.column_stack([root, gap]), lower=True)
-            total = total + _log_det(root_) - _log_det(root) + 0.5 * ((white**2).sum() - layout.size)
+            total = total + 0.5 * ((white**2).sum() - layout.size)
         return total
 
     def moments(self, params: DenseParams) -> Moments:
@@ -125,7 +123,7 @@ class _DenseGaussian(ExponentialFamily):
         return Moments(params.mean, {name: variance[name] for name in params.mean})
 
     def scatter(self, params: DenseParams, name: str, part: PriorPart) -> jax.Array | None:
-        """Of correlated priors too, from the rows of L that belong to the site."""
+        """Of correlated priors too: the prior's whitening of the rows of L that belong to the site."""
         if part.variances is not None:
             return super().scatter(params, name, part)
         for layout, root in zip(params.layouts, params.roots, strict=True):
@@ -169,8 +167,8 @@ class _DenseGaussian(ExponentialFamily):
         total = jnp.zeros(())
         for layout, root in zip(params.layouts, params.roots, strict=True):
             white = jax.scipy.linalg.solve_triangular(root, layout.flatten(params.mean), lower=True)
-            total = total + 0.5 * (white**2).sum() + _log_det(root)
-        return total
+            total = total + 0.5 * (white**2).sum()
+        return total + _log_det(params)
 
     def log_base(self, statistics: Any) -> jax.Array:
         """-d log(2 pi)/2."""
@@ -211,13 +209,45 @@ class _DenseGaussian(ExponentialFamily):
                 means[name] = _act(reps[name], g, params.mean[name], 0) if name in reps else params.mean[name]
         return DenseParams({name: means[name] for name in params.mean}, tuple(triangles), params.layouts)
 
+    def project(self, params: DenseParams, reps: Reps) -> DenseParams:
+        """The mean projected, and the covariance averaged over the group."""
+        return self._mixed(params, reps, spread=False)
+
+    def averaged(self, params: DenseParams, reps: Reps, kind: str) -> DenseParams:
+        """The arithmetic mean adds the covariance of the means over the group to that of `project`."""
+        return super().averaged(params, reps, kind) if kind == "geometric" else self._mixed(params, reps, spread=True)
+
+    def _mixed(self, params: DenseParams, reps: Reps, *, spread: bool) -> DenseParams:
+        """The mean and the covariance of the mixture of the transforms, with or without the covariance of their means.
+
+        By stacking square roots: second moments less the product of means would cancel in float32.
+        """
+        order = group_of(reps).order
+        mean = {
+            name: reps[name].project(value, tuple(range(value.ndim))) if name in reps else value
+            for name, value in params.mean.items()
+        }
+
+        def columns(g: jax.Array) -> tuple[jax.Array, ...]:
+            moved = self.push(params, reps, g)
+            if not spread:
+                return moved.roots
+            gap = jax.tree.map(jnp.subtract, moved.mean, mean)
+            pairs = zip(params.layouts, moved.roots, strict=True)
+            return tuple(jnp.column_stack([root, layout.flatten(gap)]) for layout, root in pairs)
+
+        several = jax.lax.map(columns, jnp.arange(order))  # per block, (order, size, columns)
+        wide = (jnp.moveaxis(block, 0, 1).reshape(block.shape[1], -1) / math.sqrt(order) for block in several)
+        return DenseParams(mean, tuple(triangle_of(root) for root in wide), params.layouts)
+
 
 def _act(rep: Representation, g: int | jax.Array, value: jax.Array, first: int) -> jax.Array:
     return rep.act(g, value, tuple(range(first, value.ndim)))
 
 
-def _log_det(root: jax.Array) -> jax.Array:
-    return jnp.log(jnp.diagonal(root)).sum()
+def _log_det(params: DenseParams) -> jax.Array:
+    """log|L| of all blocks together."""
+    return sum((jnp.trace(triangle) for triangle in params.triangle), jnp.zeros(()))
 
 
 @dataclass(frozen=True)
@@ -234,7 +264,7 @@ class FullGaussian(_DenseGaussian):
         check_scale(self.init_scale)
 
     def _layouts(self, z: Values) -> tuple[Layout, ...]:
-        return (Layout.of(z),)
+        return (Layout.of(z, tuple(sorted(z))),)
 
 
 @dataclass(frozen=True)
@@ -251,4 +281,4 @@ class BlockGaussian(_DenseGaussian):
         check_scale(self.init_scale)
 
     def _layouts(self, z: Values) -> tuple[Layout, ...]:
-        return tuple(Layout.of(z, (name,)) for name in z)
+        return tuple(Layout.of(z, (name,)) for name in sorted(z))

@@ -8,13 +8,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 
 from bayes_sym.representations import Representation
 
+from ..prior_parts import PriorPart
 from .family import Closedness, ExponentialFamily, Family, Reps, Statistics, Values
 
 
-__all__ = ["Factorised", "FactorisedExponential", "by_site", "moved", "projected"]
+__all__ = ["Factorised", "FactorisedExponential", "by_site", "moved", "precision_diagonal", "projected", "total", "unsigned"]
 
 
 def by_site(function: Callable[..., Any], *fields: Values) -> dict[str, Any]:
@@ -43,6 +45,16 @@ def projected(values: Values, reps: Reps, *, signed: bool) -> Values:
     }
 
 
+def precision_diagonal(part: PriorPart) -> jax.Array | None:
+    """The diagonal of a Gaussian prior's precision as a vector; None where it would take dense algebra that the prior does not do."""
+    if part.variances is not None:
+        return jnp.broadcast_to(1 / part.variances, (part.size,))
+    if isinstance(part.fn, dist.MultivariateNormal):
+        return jnp.diagonal(part.fn.precision_matrix)
+    found = getattr(part.fn, "precision_diagonal", None)
+    return None if found is None else found.reshape(-1)
+
+
 class Factorised(Family):
     """Independent coordinates. Parameters are a NamedTuple of values by site.
 
@@ -51,6 +63,14 @@ class Factorised(Family):
     """
 
     signed: tuple[bool, ...]
+
+    def scatter(self, params: Any, name: str, part: PriorPart) -> jax.Array | None:
+        """(m - m')' D (m - m') + sum_i D_ii variance_i, so also of correlated priors with a known diagonal of D."""
+        diagonal = precision_diagonal(part)
+        if diagonal is None:
+            return None
+        moments = self.moments(params)
+        return part.scatter(moments.mean[name].reshape(-1)) + (diagonal * moments.variance[name].reshape(-1)).sum()
 
     def push(self, params: Any, reps: Reps, g: int | jax.Array) -> Any:
         """Every field moves with its coordinates."""
@@ -70,7 +90,7 @@ class Factorised(Family):
     def closedness(self, rep: Representation) -> Closedness:
         """Under permutations always, if all coordinates have one family; under signs if it is symmetric."""
         if not rep.is_monomial:
-            reason = "coordinates that are independent do not stay so when they are mixed; a full or block covariance does"
+            reason = "independent coordinates do not stay independent when they are mixed: use BlockGaussian() or FullGaussian()"
             return Closedness(False, False, False, reason)
         if not rep.is_permutation and not any(self.signed):
             reason = "a sign change leaves the support of the family"
@@ -84,7 +104,10 @@ class Factorised(Family):
 
 
 class FactorisedExponential(Factorised, ExponentialFamily):
-    """Independent coordinates of one exponential family, which members give for one array."""
+    """Independent coordinates of one exponential family, which members give for one array.
+
+    Statistic number i changes its sign with its coordinate where `signed[i]` says so of the parameters' field.
+    """
 
     @abc.abstractmethod
     def _natural(self, *fields: jax.Array) -> tuple[jax.Array, ...]: ...
@@ -121,11 +144,11 @@ class FactorisedExponential(Factorised, ExponentialFamily):
 
     def log_partition(self, params: Any) -> jax.Array:
         """The sum over coordinates."""
-        return _total(by_site(self._log_partition, *params))
+        return total(by_site(self._log_partition, *params))
 
     def log_base(self, statistics: Statistics) -> jax.Array:
         """The sum over coordinates."""
-        return _total({name: self._log_base(*of_site) for name, of_site in statistics.items()})
+        return total({name: self._log_base(*of_site) for name, of_site in statistics.items()})
 
     def from_natural(self, eta: Statistics, like: Any) -> Any:
         """Coordinate by coordinate."""
@@ -135,8 +158,19 @@ class FactorisedExponential(Factorised, ExponentialFamily):
         """Coordinate by coordinate."""
         return _regrouped({name: self._from_expectation(*of_site) for name, of_site in mean.items()}, like)
 
+    def averaged(self, params: Any, reps: Reps, kind: str) -> Any:
+        """By sums over orbits: statistics move as the parameters do."""
+        of, back = (self.natural, self.from_natural) if kind == "geometric" else (self.expectation, self.from_expectation)
+        columns = zip(*of(params).values(), strict=True)  # per statistic, the arrays of all sites
+        by_name = [
+            projected(dict(zip(params[0], column, strict=True)), reps, signed=signed)
+            for column, signed in zip(columns, self.signed, strict=False)
+        ]
+        return back({name: tuple(column[name] for column in by_name) for name in params[0]}, params)
 
-def _total(values: Values) -> jax.Array:
+
+def total(values: Values) -> jax.Array:
+    """The sum over all coordinates of all sites."""
     return sum((value.sum() for value in values.values()), jnp.zeros(()))
 
 

@@ -8,15 +8,27 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from numpyro.distributions.distribution import ExpandedDistribution, Independent
 
-from bayes_sym.errors import ClosednessError, OptionError
+from bayes_sym.errors import ClosednessError, GroupActionError, OptionError
+from bayes_sym.groups import FiniteGroup
 from bayes_sym.representations import Representation
 
 from ..blocks import Block
 from ..prior_parts import PriorPart
 
 
-__all__ = ["Closedness", "ExponentialFamily", "Family", "Moments", "Reps", "Values", "closedness"]
+__all__ = [
+    "Closedness",
+    "ExponentialFamily",
+    "Family",
+    "Moments",
+    "Reps",
+    "Values",
+    "base_distribution",
+    "closedness",
+    "group_of",
+]
 
 Values = dict[str, jax.Array]
 Params = Any
@@ -61,8 +73,12 @@ class Family(abc.ABC):
     support: ClassVar[str] = "real"
 
     @abc.abstractmethod
-    def init(self, z: Values, priors: Mapping[str, Any] | None = None) -> Params:
-        """Parameters of a q centred at `z`; `priors` are the sites' NumPyro distributions, for families that ask."""
+    def init(self, z: Values) -> Params:
+        """Parameters of a q centred at `z`."""
+
+    def resolved(self, priors: Mapping[str, Any]) -> Family:
+        """The family with what it takes from the model; `priors` are the sites' NumPyro distributions."""
+        return self
 
     @abc.abstractmethod
     def noise(self, key: jax.Array, params: Params, n: int) -> Any:
@@ -83,6 +99,10 @@ class Family(abc.ABC):
     @abc.abstractmethod
     def moments(self, params: Params) -> Moments:
         """Means and variances."""
+
+    def center(self, params: Params) -> Values:
+        """The means, in unconstrained coordinates."""
+        return self.moments(params).mean
 
     def scatter(self, params: Params, name: str, part: PriorPart) -> jax.Array | None:
         """E (v - m)' D (v - m) for a site with a Gaussian prior of mean m and precision D; None where it has no closed form."""
@@ -105,8 +125,12 @@ class Family(abc.ABC):
         raise ClosednessError(f"{type(self).__name__} is not closed under the push-forward by a group")
 
     def project(self, params: Params, reps: Reps) -> Params:
-        """The closest invariant parameters: those that `push` leaves as they are. Linear where `is_linear`."""
+        """An invariant member close by: means projected, and scales or covariances averaged over the group. Linear where `is_linear`."""
         raise ClosednessError(f"{type(self).__name__} has no projection onto its invariant members")
+
+    def averaged(self, params: Params, reps: Reps, kind: str) -> Params:
+        """The geometric or arithmetic mean of the transforms; `closedness` says at which levels there is one."""
+        raise ClosednessError(f"{type(self).__name__} has no closed form of the {kind} mean over a group")
 
     @property
     def is_linear(self) -> bool:
@@ -115,6 +139,10 @@ class Family(abc.ABC):
 
     def check_closed(self, reps: Reps, level: str = "push_forward") -> None:
         """Refuses representations under which the family is not closed.
+
+        Args:
+            reps: how the group acts on each site.
+            level: ``"push_forward"``, ``"log_affine"`` or ``"moment"``.
 
         Raises:
             ClosednessError: saying which site, and what fails.
@@ -167,6 +195,12 @@ class ExponentialFamily(Family):
         statistics = self.sufficient(values)
         return _dot(self.natural(params), statistics) - self.log_partition(params) + self.log_base(statistics)
 
+    def averaged(self, params: Params, reps: Reps, kind: str) -> Params:
+        """The mean of natural parameters (geometric) or of mean parameters (arithmetic), by a loop over the group."""
+        of, back = (self.natural, self.from_natural) if kind == "geometric" else (self.expectation, self.from_expectation)
+        several = jax.lax.map(lambda g: of(self.push(params, reps, g)), jnp.arange(group_of(reps).order))
+        return back(jax.tree.map(lambda leaf: leaf.mean(axis=0), several), params)
+
     def entropy(self, params: Params) -> jax.Array:
         """A - <eta, E T> - E log h."""
         mean = self.expectation(params)
@@ -180,6 +214,27 @@ class ExponentialFamily(Family):
 
 def _dot(a: Any, b: Any) -> jax.Array:
     return sum((jnp.sum(x * y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)), jnp.zeros(()))
+
+
+def base_distribution(fn: Any) -> Any:
+    """A site's distribution without the wrappers that only reshape it."""
+    while isinstance(fn, Independent | ExpandedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
+def group_of(reps: Reps) -> FiniteGroup:
+    """The group that acts.
+
+    Raises:
+        GroupActionError: it is not the same at all sites.
+    """
+    groups = {rep.group for rep in reps.values()}
+    if len(groups) != 1:
+        raise GroupActionError(
+            f"the representations on the sites {list(reps)} must be of one group, got {sorted(group.name for group in groups)}"
+        )
+    return groups.pop()
 
 
 def closedness(family: Family, rep: Representation) -> Closedness:

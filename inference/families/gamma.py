@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +43,7 @@ class Gamma(FactorisedExponential):
         if not self.init_shape > 0:
             raise OptionError(f"init_shape must be positive, got {self.init_shape}")
 
-    def init(self, z: Values, priors: Mapping[str, Any] | None = None) -> GammaParams:
+    def init(self, z: Values) -> GammaParams:
         """With mean `z`, which is positive."""
         shape = math.log(self.init_shape)
         return GammaParams(by_site(lambda v: jnp.full_like(v, shape), z), by_site(lambda v: shape - jnp.log(v), z))
@@ -54,10 +53,10 @@ class Gamma(FactorisedExponential):
         return jax.random.split(key, n)
 
     def sample(self, params: GammaParams, noise: jax.Array) -> Values:
-        """Differentiable in both parameters (implicit reparametrisation)."""
+        """Differentiable in both parameters (implicit reparametrisation), and above zero also where a small shape underflows."""
         layout = Layout.of(params.log_shape)
-        draws = jax.random.loggamma(noise, jnp.exp(layout.flatten(params.log_shape)))
-        return layout.unflatten(jnp.exp(draws - layout.flatten(params.log_rate)))
+        draws = jax.random.loggamma(noise, jnp.exp(layout.flatten(params.log_shape))) - layout.flatten(params.log_rate)
+        return layout.unflatten(jnp.exp(jnp.maximum(draws, math.log(jnp.finfo(draws.dtype).tiny))))
 
     def moments(self, params: GammaParams) -> Moments:
         """a/b and a/b^2."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +12,9 @@ import numpyro
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
+from ..blocks import Layout
 from ..problem import Problem
 from .family import Family
-from .orbit import OrbitGaussian
 
 
 __all__ = ["as_guide"]
@@ -23,6 +24,8 @@ class _Joint(dist.Distribution):
     """The family's law of all sites in unconstrained coordinates, as one vector."""
 
     support = constraints.real_vector
+    pytree_data_fields = ("params",)
+    pytree_aux_fields = ("family", "layout")
     reparametrized_params: list[str] = []  # noqa: RUF012 - numpyro reads it from the class
 
     def __init__(self, family: Family, params: Any, layout: Any) -> None:
@@ -36,11 +39,12 @@ class _Joint(dist.Distribution):
 
     def sample(self, key: jax.Array, sample_shape: tuple[int, ...] = ()) -> jax.Array:
         """Draws of shape sample_shape + (size,)."""
-        count = 1
-        for size in sample_shape:
-            count *= size
-        noise = self.family.noise(key, self.params, count)
-        draws = jax.vmap(lambda e: self.layout.flatten(self.family.sample(self.params, e)))(noise)
+
+        def draw(key: jax.Array) -> jax.Array:  # a key each, since several at once may be antithetic
+            noise = jax.tree.map(lambda leaf: leaf[0], self.family.noise(key, self.params, 1))
+            return self.layout.flatten(self.family.sample(self.params, noise))
+
+        draws = jax.vmap(draw)(jax.random.split(key, math.prod(sample_shape)))
         return draws.reshape(*sample_shape, self.layout.size)
 
     def rsample(self, key: jax.Array, sample_shape: tuple[int, ...] = ()) -> jax.Array:
@@ -67,14 +71,11 @@ def as_guide(family: Family, problem: Problem, key: jax.Array, *data: Any) -> Ca
     Returns:
         The guide, a function of the model's arguments.
     """
-    from ..blocks import Layout
-
     data = tuple(jax.tree.map(jnp.asarray, data))
     z = problem.initial(key, data)
     sites, _ = problem.latent_trace(data, unconstrained=z)
     supports = {name: sites[name]["fn"].support for name in z}
-    if isinstance(family, OrbitGaussian):
-        family = family.resolved({name: sites[name]["fn"] for name in z})
+    family = family.resolved({name: sites[name]["fn"] for name in z})
     leaves, structure = jax.tree.flatten(family.init(z))
     layout = Layout.of(z)
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +12,12 @@ import jax.numpy as jnp
 from bayes_sym.representations import Representation
 
 from ..blocks import Layout
-from .factorised import Factorised, by_site
+from .factorised import Factorised, by_site, total, unsigned
 from .family import Closedness, Moments, Reps, Values
 from .mean_field import check_scale
 
 
-__all__ = ["MeanFieldLaplace", "MeanFieldLaplaceParams", "orbit_medians"]
+__all__ = ["MeanFieldLaplace", "MeanFieldLaplaceParams"]
 
 
 class MeanFieldLaplaceParams(NamedTuple):
@@ -42,7 +41,7 @@ class MeanFieldLaplace(Factorised):
     def __post_init__(self) -> None:
         check_scale(self.init_scale)
 
-    def init(self, z: Values, priors: Mapping[str, Any] | None = None) -> MeanFieldLaplaceParams:
+    def init(self, z: Values) -> MeanFieldLaplaceParams:
         """Centred at `z`."""
         start = math.log(self.init_scale / math.sqrt(2))
         return MeanFieldLaplaceParams(dict(z), {name: jnp.full_like(value, start) for name, value in z.items()})
@@ -56,16 +55,15 @@ class MeanFieldLaplace(Factorised):
 
     def sample(self, params: MeanFieldLaplaceParams, noise: Values) -> Values:
         """loc + b * noise."""
-        return by_site(lambda m, s, e: m + jnp.exp(s) * e, params.loc, params.log_scale, noise)
+        return by_site(lambda m, s, e: m + jnp.exp(s) * e, *params, noise)
 
     def log_prob(self, params: MeanFieldLaplaceParams, values: Values) -> jax.Array:
         """-|theta - loc| / b - log(2 b)."""
-        terms = by_site(lambda m, s, v: -jnp.abs(v - m) * jnp.exp(-s) - s - math.log(2), params.loc, params.log_scale, values)
-        return sum((term.sum() for term in terms.values()), jnp.zeros(()))
+        return total(by_site(lambda m, s, v: -jnp.abs(v - m) * jnp.exp(-s) - s - math.log(2), *params, values))
 
     def entropy(self, params: MeanFieldLaplaceParams) -> jax.Array:
         """The sum of 1 + log(2 b)."""
-        return sum((s.sum() + (1 + math.log(2)) * s.size for s in params.log_scale.values()), jnp.zeros(()))
+        return total(by_site(lambda s: s + 1 + math.log(2), params.log_scale))
 
     def kl(self, params: MeanFieldLaplaceParams, other: MeanFieldLaplaceParams) -> jax.Array:
         """The sum of log(b'/b) + E|theta - loc'| / b' - 1."""
@@ -73,7 +71,7 @@ class MeanFieldLaplace(Factorised):
         def one(m: jax.Array, s: jax.Array, m_: jax.Array, s_: jax.Array) -> jax.Array:
             return s_ - s + mean_distance(m - m_, jnp.exp(s)) * jnp.exp(-s_) - 1
 
-        return sum((term.sum() for term in by_site(one, *params, *other).values()), jnp.zeros(()))
+        return total(by_site(one, *params, *other))
 
     def moments(self, params: MeanFieldLaplaceParams) -> Moments:
         """The locations and 2 b^2."""
@@ -81,20 +79,19 @@ class MeanFieldLaplace(Factorised):
 
     @property
     def closed_under_permutations(self) -> Closedness:
-        """The geometric mean of several has a kink at each location."""
+        """All levels but the log-affine one."""
         reason = "the geometric mean of Laplace densities with different locations has a kink at each of them"
         return Closedness(True, False, True, reason)
 
-    def closest_to_mixture(self, params: MeanFieldLaplaceParams, reps: Reps) -> MeanFieldLaplaceParams:
-        """The invariant member closest to the mixture of the transforms in KL(mixture || member): medians and mean distances."""
-        loc, log_scale = {}, {}
-        for name, m in params.loc.items():
-            s = params.log_scale[name]
-            if name not in reps:
-                loc[name], log_scale[name] = m, s
-                continue
-            loc[name], log_scale[name] = orbit_medians(reps[name], m, s)
-        return MeanFieldLaplaceParams(loc, log_scale)
+    def averaged(self, params: MeanFieldLaplaceParams, reps: Reps, kind: str) -> MeanFieldLaplaceParams:
+        """The arithmetic mean, which is the member closest to the mixture of the transforms: medians and mean distances to them."""
+        if kind == "geometric":
+            return super().averaged(params, reps, kind)
+        loc, log_scale = dict(params.loc), dict(params.log_scale)
+        for name, rep in reps.items():
+            loc[name], log_scale[name] = _orbit_medians(rep, loc[name], log_scale[name])
+        # equal on orbits up to rounding so far, and exactly from here on
+        return self.project(MeanFieldLaplaceParams(loc, log_scale), reps)
 
 
 def mean_distance(gap: jax.Array, scale: jax.Array) -> jax.Array:
@@ -102,11 +99,9 @@ def mean_distance(gap: jax.Array, scale: jax.Array) -> jax.Array:
     return jnp.abs(gap) + scale * jnp.exp(-jnp.abs(gap) / scale)
 
 
-def orbit_medians(rep: Representation, loc: jax.Array, log_scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _orbit_medians(rep: Representation, loc: jax.Array, log_scale: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Per coordinate, the median and the log mean distance to it of the mixture of the transforms' Laplace densities."""
     axes = tuple(range(loc.ndim))
-    from .factorised import unsigned
-
     locs = rep.orbit(loc, axes)
     scales = jnp.exp(unsigned(rep).orbit(log_scale, axes))
 

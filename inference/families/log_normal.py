@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +13,9 @@ import numpy as np
 from bayes_sym.errors import ClosednessError
 from bayes_sym.representations import Representation
 
-from .factorised import FactorisedExponential, by_site
+from .factorised import FactorisedExponential, by_site, projected, total
 from .family import Closedness, Moments, Reps, Values
-from .mean_field import check_scale, flat_normals
+from .mean_field import check_scale, flat_normals, matched
 
 
 __all__ = ["LogNormal", "LogNormalParams"]
@@ -25,7 +24,7 @@ _LOG_2PI = math.log(2 * math.pi)
 
 
 class LogNormalParams(NamedTuple):
-    """The mean and log standard deviation of log|theta|, and the sign of theta, by site."""
+    """The mean and log standard deviation of log|theta|, and the sign of theta (of which the size does not matter), by site."""
 
     mean: Values
     log_scale: Values
@@ -49,7 +48,7 @@ class LogNormal(FactorisedExponential):
         check_scale(self.init_scale)
         check_scale(self.smallest)
 
-    def init(self, z: Values, priors: Mapping[str, Any] | None = None) -> LogNormalParams:
+    def init(self, z: Values) -> LogNormalParams:
         """With median `z`."""
         mean = by_site(lambda value: jnp.log(jnp.maximum(jnp.abs(value), self.smallest)), z)
         log_scale = by_site(lambda value: jnp.full_like(value, math.log(self.init_scale)), z)
@@ -61,7 +60,7 @@ class LogNormal(FactorisedExponential):
 
     def sample(self, params: LogNormalParams, noise: Values) -> Values:
         """sign exp(mean + scale * noise); signs have no gradient."""
-        return by_site(lambda m, s, sign, e: jax.lax.stop_gradient(sign) * jnp.exp(m + jnp.exp(s) * e), *params, noise)
+        return by_site(lambda m, s, sign, e: _fixed(sign) * jnp.exp(m + jnp.exp(s) * e), *params, noise)
 
     def log_prob(self, params: LogNormalParams, values: Values) -> jax.Array:
         """That of the normal of log|theta|, less log|theta|; -inf where a sign differs."""
@@ -69,13 +68,23 @@ class LogNormal(FactorisedExponential):
         def one(m: jax.Array, s: jax.Array, sign: jax.Array, v: jax.Array) -> jax.Array:
             log = jnp.log(jnp.abs(v))
             density = -0.5 * ((log - m) * jnp.exp(-s)) ** 2 - s - 0.5 * _LOG_2PI - log
-            return jnp.where(v * sign > 0, density, -jnp.inf)
+            return jnp.where(v * _fixed(sign) > 0, density, -jnp.inf)
 
-        return sum((term.sum() for term in by_site(one, *params, values).values()), jnp.zeros(()))
+        return total(by_site(one, *params, values))
+
+    def kl(self, params: LogNormalParams, other: LogNormalParams) -> jax.Array:
+        """That of the normals of log|theta|; infinite where a sign differs."""
+
+        def one(*fields: jax.Array) -> jax.Array:
+            m, s, sign, m_, s_, sign_ = fields
+            normal = s_ - s + 0.5 * (jnp.exp(2 * (s - s_)) + ((m - m_) * jnp.exp(-s_)) ** 2 - 1)
+            return jnp.where(_fixed(sign) == _fixed(sign_), normal, jnp.inf)
+
+        return total(by_site(one, *params, *other))
 
     def moments(self, params: LogNormalParams) -> Moments:
         """sign exp(m + s^2/2), and its square times (exp(s^2) - 1)."""
-        mean = by_site(lambda m, s, sign: jax.lax.stop_gradient(sign) * jnp.exp(m + 0.5 * jnp.exp(2 * s)), *params)
+        mean = by_site(lambda m, s, sign: _fixed(sign) * jnp.exp(m + 0.5 * jnp.exp(2 * s)), *params)
         variance = by_site(lambda m, s, sign: jnp.exp(2 * m + jnp.exp(2 * s)) * jnp.expm1(jnp.exp(2 * s)), *params)
         return Moments(mean, variance)
 
@@ -85,9 +94,16 @@ class LogNormal(FactorisedExponential):
             return Closedness(False, False, False, "a sign change or a mixture leaves the half-lines on which q lives")
         return Closedness(True, True, True)
 
-    def push(self, params: LogNormalParams, reps: Reps, g: int | jax.Array) -> LogNormalParams:
-        """Every field moves with its coordinates, the signs too."""
-        return LogNormalParams(*super().push(params, reps, g))
+    def project(self, params: LogNormalParams, reps: Reps) -> LogNormalParams:
+        """Means and log scales averaged over orbits; NaN where the signs of an orbit differ, since no member is invariant then."""
+        return super().project(_agreed(params, reps), reps)
+
+    def averaged(self, params: LogNormalParams, reps: Reps, kind: str) -> LogNormalParams:
+        """That of the normals of log|theta|; NaN where the signs of an orbit differ."""
+        params = _agreed(params, reps)
+        if kind == "geometric":
+            return super().averaged(params, reps, kind)
+        return LogNormalParams(*matched(params.mean, params.log_scale, reps, signed=False), params.sign)
 
     def check_signs(self, params: LogNormalParams, reps: Reps) -> None:
         """Refuses parameters whose signs differ along an orbit: no invariant member has these signs.
@@ -95,10 +111,11 @@ class LogNormal(FactorisedExponential):
         Raises:
             ClosednessError: naming the site.
         """
+        self.check_closed(reps)
         for name, rep in reps.items():
-            sign = np.asarray(params.sign[name]).reshape(-1)
-            assert rep.source is not None
-            mixed = int((sign[rep.source] != sign).any(axis=0).sum())
+            assert rep.source is not None  # it is a permutation
+            sign = np.sign(np.asarray(params.sign[name])).reshape(-1)
+            mixed = int((sign[rep.source] != sign[None]).any(axis=0).sum())
             if mixed:
                 raise ClosednessError(
                     f"LogNormal has fixed signs, and those of {mixed} of {sign.size} coordinates of site {name!r} differ along their "
@@ -132,3 +149,20 @@ class LogNormal(FactorisedExponential):
 
     def _from_expectation(self, *mean: jax.Array) -> tuple[jax.Array, ...]:
         return mean[0], 0.5 * jnp.log(mean[1] - mean[0] ** 2)
+
+
+def _fixed(sign: jax.Array) -> jax.Array:
+    """+1 or -1 without a gradient, also after an optimiser has decayed the array towards zero."""
+    return jnp.sign(jax.lax.stop_gradient(sign))
+
+
+def _agreed(params: LogNormalParams, reps: Reps) -> LogNormalParams:
+    """The parameters, with NaN for means of orbits whose signs differ: under jit no error can be raised."""
+    signs = by_site(jnp.sign, params.sign)
+    means = by_site(
+        lambda m, sign, mean_sign: jnp.where(sign == mean_sign, m, jnp.nan),
+        params.mean,
+        signs,
+        projected(signs, reps, signed=False),
+    )
+    return params._replace(mean=means)

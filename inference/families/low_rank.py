@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +14,8 @@ from bayes_sym.representations import Representation
 
 from ..blocks import Layout
 from ..prior_parts import PriorPart
-from .factorised import moved, projected
-from .family import Closedness, Family, Moments, Reps, Values
+from .factorised import moved, precision_diagonal, projected
+from .family import Closedness, Family, Moments, Reps, Values, group_of
 from .mean_field import check_scale, flat_normals
 
 
@@ -48,7 +47,7 @@ class LowRankGaussian(Family):
         if self.rank < 1:
             raise OptionError(f"LowRankGaussian needs a rank of at least 1, got {self.rank}: MeanField() has none")
 
-    def init(self, z: Values, priors: Mapping[str, Any] | None = None) -> LowRankParams:
+    def init(self, z: Values) -> LowRankParams:
         """Centred at `z`."""
         layout = Layout.of(z)
         dtype = jnp.result_type(*z.values())
@@ -126,15 +125,14 @@ class LowRankGaussian(Family):
         return Moments(params.mean, variance)
 
     def scatter(self, params: LowRankParams, name: str, part: PriorPart) -> jax.Array | None:
-        """Of correlated priors with a known diagonal of the precision, too."""
-        if part.variances is not None:
-            return super().scatter(params, name, part)
-        diagonal = getattr(part.fn, "precision_diagonal", None)
+        """Of correlated priors with a known diagonal of the precision, too: the prior whitens the columns."""
+        diagonal = precision_diagonal(part)
         if diagonal is None:
             return None
         columns = params.factor[name].reshape(params.factor[name].shape[0], -1)
-        spread = (jax.vmap(part.whiten)(columns + part.mean[None]) ** 2).sum()
-        return part.scatter(params.mean[name].reshape(-1)) + (jnp.exp(2 * params.log_scale[name]) * diagonal).sum() + spread
+        along = (jax.vmap(part.whiten)(columns + part.mean[None]) ** 2).sum()
+        own = (jnp.exp(2 * params.log_scale[name].reshape(-1)) * diagonal).sum()
+        return part.scatter(params.mean[name].reshape(-1)) + own + along
 
     def closedness(self, rep: Representation) -> Closedness:
         """Under signed permutations: columns move, the diagonal is permuted."""
@@ -153,7 +151,7 @@ class LowRankGaussian(Family):
 
     def project(self, params: LowRankParams, reps: Reps) -> LowRankParams:
         """The mean projected and the covariance averaged over the group: |G| times as many columns, U_sym = [rho(g) U] / sqrt|G|."""
-        order = next(iter(reps.values())).group.order
+        order = group_of(reps).order
         factor = {}
         for name, columns in params.factor.items():
             orbit = jnp.broadcast_to(columns, (order, *columns.shape))

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bayes_sym.errors import ClosednessError
 from bayes_sym.representations import Representation
 
-from ..blocks import Layout
-from ..prior_parts import PriorPart
 from .dense import triangle_of, triangular
 from .family import Closedness, Family, Moments, Reps, Values
 from .mean_field import check_scale, flat_normals
@@ -54,7 +52,7 @@ class MatrixNormal(Family):
     def __post_init__(self) -> None:
         check_scale(self.init_scale)
 
-    def init(self, z: Values, priors: Mapping[str, Any] | None = None) -> MatrixNormalParams:
+    def init(self, z: Values) -> MatrixNormalParams:
         """Centred at `z`, with independent coordinates."""
         half = 0.5 * math.log(self.init_scale)
         left = {name: half * jnp.eye(_matrix(v.shape)[0], dtype=v.dtype) for name, v in z.items()}
@@ -116,15 +114,10 @@ class MatrixNormal(Family):
             variance[name] = jnp.outer(*rows).reshape(mean.shape)
         return Moments(params.mean, variance)
 
-    def scatter(self, params: MatrixNormalParams, name: str, part: PriorPart) -> jax.Array | None:
-        """Of independent priors; a correlated one would need the dense covariance."""
-        return super().scatter(params, name, part)
-
     def closedness(self, rep: Representation) -> Closedness:
         """Under actions that are themselves an action on the inputs times one on the outputs."""
-        shape = _matrix(rep.shape)
-        if kronecker_factors(rep, shape) is None:
-            reason = "the action does not factor into one on the inputs and one on the outputs"
+        if kronecker_factors(rep, _matrix(rep.shape)) is None:
+            reason = "the action does not factor into one on the inputs and one on the outputs: use BlockGaussian()"
             return Closedness(False, False, False, reason)
         reason = "a mean of Kronecker products is no Kronecker product; the factors can be averaged one by one"
         return Closedness(True, False, False, reason)
@@ -151,19 +144,21 @@ class MatrixNormal(Family):
                 factor[name] = jnp.tril(lower, -1) + jnp.diag(jnp.log(jnp.diagonal(lower)))
         return MatrixNormalParams(mean, left, right)
 
-    def layout(self, params: MatrixNormalParams) -> Layout:
-        """The sites in order."""
-        return Layout.of(params.mean)
-
 
 def _factors(rep: Representation) -> tuple[np.ndarray, np.ndarray]:
     found = kronecker_factors(rep, _matrix(rep.shape))
-    assert found is not None  # check_closed has refused others
+    if found is None:
+        raise ClosednessError(
+            f"MatrixNormal is not closed under {rep}: the action does not factor into one on inputs and one on outputs"
+        )
     return found
 
 
 def kronecker_factors(rep: Representation, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray] | None:
-    """The orthogonal matrices (order, inputs, inputs) and (order, outputs, outputs) whose product `rep` is, or None."""
+    """The matrices (order, inputs, inputs) and (order, outputs, outputs) whose Kronecker product `rep` is, or None.
+
+    Each side is known up to sign: those of the outputs have determinant 1 or -1, so covariances can be averaged on either side.
+    """
     inputs, outputs = shape
     if rep.source is not None:
         right = rep.source[:, :outputs] % outputs
@@ -180,8 +175,11 @@ def kronecker_factors(rep: Representation, shape: tuple[int, int]) -> tuple[np.n
     for piece in pieces:  # piece[i, o, j, p] = left[i, j] right[o, p]
         i, j = np.unravel_index(np.abs(piece).sum(axis=(1, 3)).argmax(), (inputs, inputs))
         right = piece[i, :, j]
-        right = right * math.sqrt(outputs) / np.linalg.norm(right)
-        left = np.einsum("iojp,op->ij", piece, right) / outputs
+        log_volume = np.linalg.slogdet(right)[1]
+        if not np.isfinite(log_volume):
+            return None  # a factor of an invertible matrix is invertible
+        right = right / np.exp(log_volume / outputs)
+        left = np.einsum("iojp,po->ij", piece, np.linalg.inv(right)) / outputs
         if not np.allclose(np.einsum("ij,op->iojp", left, right), piece, atol=1e-6):
             return None
         lefts.append(left)

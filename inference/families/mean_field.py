@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +12,11 @@ import jax.numpy as jnp
 from bayes_sym.errors import OptionError
 
 from ..blocks import DiagonalBlock, Layout
-from ..prior_parts import PriorPart
-from .factorised import FactorisedExponential, by_site
-from .family import Moments, Values
+from .factorised import FactorisedExponential, by_site, projected, total
+from .family import Moments, Reps, Values
 
 
-__all__ = ["MeanField", "MeanFieldParams", "flat_normals"]
+__all__ = ["MeanField", "MeanFieldParams", "check_scale", "flat_normals", "matched"]
 
 _LOG_2PI = math.log(2 * math.pi)
 
@@ -49,7 +47,7 @@ class MeanField(FactorisedExponential):
     def __post_init__(self) -> None:
         check_scale(self.init_scale)
 
-    def init(self, z: Values, priors: Mapping[str, Any] | None = None) -> MeanFieldParams:
+    def init(self, z: Values) -> MeanFieldParams:
         """Centred at `z`."""
         return MeanFieldParams(dict(z), {name: jnp.full_like(value, math.log(self.init_scale)) for name, value in z.items()})
 
@@ -59,18 +57,15 @@ class MeanField(FactorisedExponential):
 
     def sample(self, params: MeanFieldParams, noise: Values) -> Values:
         """mean + scale * noise."""
-        return by_site(lambda m, s, e: m + jnp.exp(s) * e, params.mean, params.log_scale, noise)
+        return by_site(lambda m, s, e: m + jnp.exp(s) * e, *params, noise)
 
     def log_prob(self, params: MeanFieldParams, values: Values) -> jax.Array:
         """Written with centred values: <eta, T> - A would cancel in float32 where the scale is small."""
-        terms = by_site(
-            lambda m, s, v: -0.5 * ((v - m) / jnp.exp(s)) ** 2 - s - 0.5 * _LOG_2PI, params.mean, params.log_scale, values
-        )
-        return sum((term.sum() for term in terms.values()), jnp.zeros(()))
+        return total(by_site(lambda m, s, v: -0.5 * ((v - m) / jnp.exp(s)) ** 2 - s - 0.5 * _LOG_2PI, *params, values))
 
     def entropy(self, params: MeanFieldParams) -> jax.Array:
         """The sum of log scale + log(2 pi e)/2."""
-        return sum((s.sum() + 0.5 * (1 + _LOG_2PI) * s.size for s in params.log_scale.values()), jnp.zeros(()))
+        return total(by_site(lambda s: s + 0.5 * (1 + _LOG_2PI), params.log_scale))
 
     def kl(self, params: MeanFieldParams, other: MeanFieldParams) -> jax.Array:
         """The sum of log(s'/s) + (s^2 + (m - m')^2) / (2 s'^2) - 1/2."""
@@ -78,21 +73,17 @@ class MeanField(FactorisedExponential):
         def one(m: jax.Array, s: jax.Array, m_: jax.Array, s_: jax.Array) -> jax.Array:
             return s_ - s + 0.5 * (jnp.exp(2 * (s - s_)) + ((m - m_) * jnp.exp(-s_)) ** 2 - 1)
 
-        return sum((term.sum() for term in by_site(one, *params, *other).values()), jnp.zeros(()))
+        return total(by_site(one, *params, *other))
 
     def moments(self, params: MeanFieldParams) -> Moments:
         """The means and the squared scales."""
         return Moments(params.mean, by_site(lambda s: jnp.exp(2 * s), params.log_scale))
 
-    def scatter(self, params: MeanFieldParams, name: str, part: PriorPart) -> jax.Array | None:
-        """Of correlated priors with a known diagonal of the precision, too."""
-        if part.variances is not None:
-            return super().scatter(params, name, part)
-        diagonal = getattr(part.fn, "precision_diagonal", None)
-        if diagonal is None:
-            return None
-        spread = (jnp.exp(2 * params.log_scale[name]) * diagonal).sum()
-        return part.scatter(params.mean[name].reshape(-1)) + spread
+    def averaged(self, params: MeanFieldParams, reps: Reps, kind: str) -> MeanFieldParams:
+        """The arithmetic mean adds the spread of the means over each orbit to the variances."""
+        if kind == "geometric":
+            return super().averaged(params, reps, kind)
+        return MeanFieldParams(*matched(params.mean, params.log_scale, reps, signed=True))
 
     def blocks(self, params: MeanFieldParams) -> tuple[DiagonalBlock]:
         """One diagonal block."""
@@ -124,6 +115,16 @@ class MeanField(FactorisedExponential):
 
     def _from_expectation(self, *mean: jax.Array) -> tuple[jax.Array, ...]:
         return mean[0], 0.5 * jnp.log(mean[1] - mean[0] ** 2)
+
+
+def matched(mean: Values, log_scale: Values, reps: Reps, *, signed: bool) -> tuple[Values, Values]:
+    """Mean and log standard deviation of the mixture of the transforms, per coordinate.
+
+    With centred squares: E theta^2 - mean^2 would cancel in float32 where the scale is small.
+    """
+    middle = projected(mean, reps, signed=signed)
+    spread = by_site(lambda m, s, c: jnp.exp(2 * s) + (m - c) ** 2, mean, log_scale, middle)
+    return middle, by_site(lambda v: 0.5 * jnp.log(v), projected(spread, reps, signed=False))
 
 
 def flat_normals(key: jax.Array, like: Values, n: int) -> Values:

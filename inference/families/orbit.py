@@ -10,17 +10,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bayes_sym.errors import OptionError
+from bayes_sym.errors import ClosednessError, OptionError
 from bayes_sym.priors import SoftEquivariantNormal
 from bayes_sym.representations import Representation
 
 from ..prior_parts import PriorPart
 from .factorised import moved, projected, unsigned
-from .family import Closedness, Family, Moments, Reps, Values
+from .family import Closedness, Family, Moments, Reps, Values, base_distribution
 from .mean_field import check_scale, flat_normals
 
 
 __all__ = ["OrbitGaussian", "OrbitParams"]
+
+_FOREIGN = "its orbits there are not those of this action, with which its covariance need not commute"
 
 
 class OrbitParams(NamedTuple):
@@ -58,15 +60,18 @@ class OrbitGaussian(Family):
                 )
 
     def resolved(self, priors: Mapping[str, Any]) -> OrbitGaussian:
-        """The family with the representations of these priors, if it was given none."""
+        """The family with the representations of these priors, if it was given none.
+
+        Raises:
+            OptionError: it was given none, and no prior has one.
+        """
         if self.representations is not None:
             return self
         found = []
         for name, fn in priors.items():
-            while hasattr(fn, "base_dist"):
-                fn = fn.base_dist
-            if isinstance(fn, SoftEquivariantNormal) and fn.representation.is_monomial:
-                found.append((name, fn.representation))
+            base = base_distribution(fn)
+            if isinstance(base, SoftEquivariantNormal) and base.representation.is_monomial:
+                found.append((name, base.representation))
         if not found:
             raise OptionError(
                 "OrbitGaussian() takes its orbits from soft-equivariant priors, and the model has none on a permutation representation: "
@@ -83,7 +88,7 @@ class OrbitGaussian(Family):
             )
         return dict(self.representations)
 
-    def init(self, z: Values, priors: Mapping[str, Any] | None = None) -> OrbitParams:
+    def init(self, z: Values) -> OrbitParams:
         """Centred at `z`, with independent coordinates."""
         start = {name: jnp.full_like(value, math.log(self.init_scale)) for name, value in z.items()}
         return OrbitParams(dict(z), start, dict(start))
@@ -165,9 +170,7 @@ class OrbitGaussian(Family):
         """Exact for independent priors and for the soft-equivariant prior with the same projection."""
         if part.variances is not None:
             return super().scatter(params, name, part)
-        fn = part.fn
-        while hasattr(fn, "base_dist"):
-            fn = fn.base_dist
+        fn = base_distribution(part.fn)
         if not isinstance(fn, SoftEquivariantNormal) or fn.representation != self.reps.get(name):
             return None
         mean = params.mean[name]
@@ -176,13 +179,21 @@ class OrbitGaussian(Family):
         spread = (share * along**2).sum() / fn.invariant + ((1 - share) * across**2).sum() / fn.transversal
         return part.scatter(mean.reshape(-1)) + spread
 
+    def center(self, params: OrbitParams) -> Values:
+        """The means, which are known before the orbits are."""
+        return params.mean
+
     def closedness(self, rep: Representation) -> Closedness:
         """Under the action that its orbits belong to: a P + b (I - P) commutes with it, and only the mean moves."""
-        if not any(rep == own for own in dict(self.representations or ()).values()):
-            return Closedness(
-                False, False, False, "its orbits belong to other representations, whose projection does not commute with this one"
-            )
+        if all(rep != own for _, own in self.representations or ()):
+            return Closedness(False, False, False, _FOREIGN)
         return Closedness(True, True, True)
+
+    def check_closed(self, reps: Reps, level: str = "push_forward") -> None:
+        """Every site under its own representation only."""
+        for site, rep in reps.items():
+            if self.reps.get(site) != rep:
+                raise ClosednessError(f"OrbitGaussian is not closed under {rep} on site {site!r}: {_FOREIGN}")
 
     def push(self, params: OrbitParams, reps: Reps, g: int | jax.Array) -> OrbitParams:
         """Only the mean moves."""
@@ -191,6 +202,25 @@ class OrbitGaussian(Family):
     def project(self, params: OrbitParams, reps: Reps) -> OrbitParams:
         """The mean projected; the covariance is invariant already."""
         return params._replace(mean=projected(params.mean, reps, signed=True))
+
+    def averaged(self, params: OrbitParams, reps: Reps, kind: str) -> OrbitParams:
+        """An exponential family in T = (theta, |P theta|^2, |theta - P theta|^2) of every orbit.
+
+        The transforms share their covariance, so the geometric mean is `project`; the arithmetic one adds what the mean loses to the
+        variance across.
+        """
+        found = self.project(params, reps)
+        if kind == "geometric":
+            return found
+        across = dict(params.log_across)
+        for name in reps:
+            axes = tuple(range(params.mean[name].ndim))
+            on_orbits = unsigned(self.reps[name]).project
+            lost = on_orbits((params.mean[name] - found.mean[name]) ** 2, axes)
+            free = on_orbits(1 - self._share(name, lost.shape, lost.dtype), axes)  # directions across per coordinate
+            variance = self._scales(params, name)[1] ** 2 + jnp.where(free > 0, lost / jnp.where(free > 0, free, 1), 0)
+            across[name] = 0.5 * jnp.log(variance)
+        return found._replace(log_across=across)
 
     @property
     def is_linear(self) -> bool:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from bayes_sym.errors import OptionError
 
+from ..blocks import Block
 from ..prior_parts import PriorPart
 from .family import Family, Moments, Reps, Values
 from .mean_field import MeanField
@@ -60,12 +61,25 @@ class PerSite(Family):
                 parts.append((i, family, {name: _OUT[family.support](values[name]) for name in names}))
         return parts
 
-    def init(self, z: Values, priors: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The members' parameters by number."""
+    def resolved(self, priors: Mapping[str, Any]) -> PerSite:
+        """With every member resolved by the priors of its own sites."""
+        own = [{name: priors[name] for name in names} for names in self.assign(priors)]
+        families = [family.resolved(sites) if sites else family for family, sites in zip(self.families(), own, strict=True)]
+        pairs = zip(self.members, families[:-1], strict=True)
+        return PerSite(tuple((pattern, family) for (pattern, _), family in pairs), families[-1])
+
+    def init(self, z: Values) -> dict[str, Any]:
+        """The members' parameters by number.
+
+        Raises:
+            OptionError: a pattern matches no site that is left for it.
+        """
         empty = [pattern for (pattern, _), names in zip(self.members, self.assign(z), strict=False) if not names]
         if empty:
-            raise OptionError(f"PerSite: no latent site is left for {empty}; the model has {list(z)}")
-        return {str(i): family.init(values, priors) for i, family, values in self._split(z)}
+            raise OptionError(
+                f"PerSite: no latent site is left for {empty}; the model has {list(z)}, and the first pattern that matches takes a site"
+            )
+        return {str(i): family.init(values) for i, family, values in self._split(z)}
 
     def _members(self, params: dict[str, Any]) -> list[tuple[str, Family]]:
         families = self.families()
@@ -136,9 +150,13 @@ class PerSite(Family):
         """The mean of every member, in unconstrained coordinates."""
         values: Values = {}
         for i, family in self._members(params):
-            mean = params[i].mean if hasattr(params[i], "log_along") else family.moments(params[i]).mean
-            values |= {name: _IN[family.support](value) for name, value in mean.items()}
+            values |= {name: _IN[family.support](value) for name, value in family.center(params[i]).items()}
         return values
+
+    def blocks(self, params: dict[str, Any]) -> tuple[Block, ...] | None:
+        """Those of the members, if every one has them."""
+        found = [family.blocks(params[i]) for i, family in self._members(params)]
+        return None if any(blocks is None for blocks in found) else tuple(block for blocks in found for block in blocks or ())
 
     def scatter(self, params: dict[str, Any], name: str, part: PriorPart) -> jax.Array | None:
         """That of the site's family."""
@@ -152,6 +170,10 @@ class PerSite(Family):
     def project(self, params: dict[str, Any], reps: Reps) -> dict[str, Any]:
         """Every member with its sites' representations."""
         return self._each("project", params, reps)
+
+    def averaged(self, params: dict[str, Any], reps: Reps, kind: str) -> dict[str, Any]:
+        """Every member with its sites' representations."""
+        return self._each("averaged", params, reps, kind)
 
     def _each(self, what: str, params: dict[str, Any], reps: Reps, *more: Any) -> dict[str, Any]:
         assigned = dict(zip(range(len(self.families())), self.assign(reps), strict=True))

@@ -11,12 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.scipy.special import betaln, gammaln
-from numpyro.distributions.distribution import ExpandedDistribution, Independent
 
 from bayes_sym import _numpyro
 
 from ..prior_parts import gaussian_part
-from .family import ExponentialFamily, Family
+from .family import ExponentialFamily, Family, base_distribution
 from .per_site import PerSite
 
 
@@ -41,17 +40,11 @@ def expected_log_prior(family: Family, params: Any, name: str, fn: dist.Distribu
         part = gaussian_part(fn, shape) if _numpyro.is_real(fn.support) else None
         if part is None:
             return None
-        scatter = family.scatter(params, name, replace(part, fn=_base(fn)))
+        scatter = family.scatter(params, name, replace(part, fn=base_distribution(fn)))
         return None if scatter is None else -0.5 * scatter - part.log_det_root - 0.5 * part.size * math.log(2 * math.pi)
     if not isinstance(family, ExponentialFamily):
         return None
-    return _of_statistics(_base(fn), family.support, *family.expectation(params)[name])
-
-
-def _base(fn: Any) -> Any:
-    while isinstance(fn, Independent | ExpandedDistribution):
-        fn = fn.base_dist
-    return fn
+    return _of_statistics(base_distribution(fn), family.support, *family.expectation(params)[name])
 
 
 @singledispatch
