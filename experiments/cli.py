@@ -60,8 +60,8 @@ def _complete_name(incomplete: str) -> list[tuple[str, str]]:
 def _complete_task(context: typer.Context, incomplete: str) -> list[str]:
     from . import EXPERIMENTS
 
-    experiment = EXPERIMENTS.get(context.params.get("name") or "")
-    return [task for task in (experiment.tasks if experiment else ()) if task.startswith(incomplete)]
+    given = [word for word in (context.params.get("name"), *context.args) if word in EXPERIMENTS]
+    return [task for name in given[:1] for task in EXPERIMENTS[name].tasks if task.startswith(incomplete)]
 
 
 _Name = Annotated[str, typer.Argument(help="The experiment; `bayes-sym list` shows all.", autocompletion=_complete_name)]

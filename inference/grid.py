@@ -166,13 +166,23 @@ def _fits(job: Job) -> dict[int, Run]:
     }
     assert cell.data is not None
     keys = [job.of_seed(job.key, seed) for seed in job.seeds]
+    # looks come before the checkpoint: one of a step that the checkpoint does not have yet is simply repeated
     callbacks: list[list[Callback]] = [looks[seed].callbacks() for seed in job.seeds]
     if len(keys) == 1:
-        # the look comes before the checkpoint: one of a step that is not in the checkpoint is simply repeated
         last: list[Callback] = [] if part is None else [lambda progress: progress.save(part)]
-        found = [fit(cell.problem, cell.scheme, keys[0], *cell.data, callbacks=callbacks[0] + last, mesh=job.mesh, **options)]
+        found = [
+            fit(cell.problem, cell.scheme, keys[0], *cell.data, callbacks=[*callbacks[0], *last, STOP], mesh=job.mesh, **options)
+        ]
     else:
-        found = fit_seeds(cell.problem, cell.scheme, jnp.stack(keys), *cell.data, callbacks=callbacks, checkpoint=part, **options)
+        found = fit_seeds(
+            cell.problem,
+            cell.scheme,
+            jnp.stack(keys),
+            *cell.data,
+            callbacks=[[*calls, STOP] for calls in callbacks],
+            checkpoint=part,
+            **options,
+        )
     if found[0].status().step < cell.num_steps:
         raise Interrupted(f"stopped at step {found[0].status().step} of {cell.num_steps} of {job.name}")
     return {seed: Run(one, looks[seed].posterior(one)) for seed, one in zip(job.seeds, found, strict=True)}
@@ -195,7 +205,7 @@ class _Looks:
     def callbacks(self) -> list[Callback]:
         """What the fit is to call."""
         found: list[Callback] = [] if self.best is None else [self._look]
-        return found if self.job.folder is None else [*found, self._keep_last, STOP]
+        return found if self.job.folder is None else [*found, self._keep_last]
 
     def _look(self, progress: Any) -> bool:
         assert self.best is not None

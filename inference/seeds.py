@@ -57,7 +57,7 @@ def fit_seeds(
         num_steps: as for `fit`.
         batch_size: as for `fit`.
         callbacks: one sequence of callbacks per seed. One that returns True stops all seeds.
-        checkpoint: a file to write after every chunk, with the states of all seeds.
+        checkpoint: a file to write after every chunk and its callbacks, with the states of all seeds.
         resume: such a file, to continue from.
         progress: whether to show a bar.
         chunk: steps per chunk.
@@ -116,11 +116,11 @@ def fit_seeds(
             history.append(losses, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), records))
             bar.update(len(losses))
             bar.set_postfix_str(f"loss {losses[-1].mean():.4g}", refresh=False)
-            if checkpoint is not None:
-                checkpoints.save(checkpoint, identity(), step, states, history.all_losses(), history.records)
             for seed, calls in enumerate(callbacks):
                 view = _view(plan, each[seed], identities[seed], seed, step, states, history)
                 stopped = any([bool(callback(view)) for callback in calls]) or stopped
+            if checkpoint is not None:
+                checkpoints.save(checkpoint, identity(), step, states, history.all_losses(), history.records)
 
     found = []
     seconds = (time.perf_counter() - started) / len(keys)

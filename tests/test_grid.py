@@ -20,7 +20,20 @@ import pytest
 
 from bayes_sym import groups, representations
 from bayes_sym.errors import CheckpointError, NonFiniteError, OptionError
-from bayes_sym.inference import MAP, NUTS, Cell, Laplace, Problem, Variational, compare, expand, fit, full_orbit
+from bayes_sym.inference import (
+    MAP,
+    NUTS,
+    Cell,
+    Laplace,
+    Problem,
+    Variational,
+    checkpoints,
+    compare,
+    expand,
+    fit,
+    full_orbit,
+    unit,
+)
 from bayes_sym.inference import grid as grid_module
 from bayes_sym.inference.cost import measured
 from bayes_sym.inference.executor import run_all
@@ -252,6 +265,31 @@ def test_an_interrupt_finishes_the_chunk_and_is_taken_up(seeds, tmp_path, monkey
             run(cells, seeds=seeds, folder=tmp_path)
     assert "ctrl-C once more ends at once" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is handler and not STOP.is_set()
+    again = run(cells, seeds=seeds, folder=tmp_path)
+    assert numbers(again.rows) == numbers(whole.rows)
+    assert_same_arrays(again.posteriors["vi"], whole.posteriors["vi"])
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("place", ["looks", "best", "part"])
+def test_a_cut_between_any_two_files_changes_nothing(seeds, place, tmp_path, monkeypatch):
+    """An error just before a file is written leaves on disk what kill -9 would leave there."""
+    cells = [Cell("vi", MODEL, EXPANSION, 40, 8, select="orbit")]
+    whole = run(cells, seeds=seeds)
+    written = []
+
+    def die(name, path):
+        written.extend([path] * (place in path.name))
+        if len(written) == 3 * (seeds if place == "looks" else 1):
+            raise RuntimeError("cut")
+
+    save_looks, save = unit.save_looks, checkpoints.save
+    with monkeypatch.context() as patched:
+        patched.setattr(unit, "save_looks", lambda *given: (die("looks", given[0] / "looks"), save_looks(*given)))
+        patched.setattr(checkpoints, "save", lambda path, *given: (die("npz", path), save(path, *given)))
+        with pytest.raises(RuntimeError, match="cut"):
+            run(cells, seeds=seeds, folder=tmp_path)
+    assert list(tmp_path.rglob("part.npz")) and not list(tmp_path.rglob("rows.json"))
     again = run(cells, seeds=seeds, folder=tmp_path)
     assert numbers(again.rows) == numbers(whole.rows)
     assert_same_arrays(again.posteriors["vi"], whole.posteriors["vi"])
