@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -62,7 +62,7 @@ def plot_ranges(
         axes.vlines([v for _, v in known], [at - 0.36 for at, _ in known], [at + 0.36 for at, _ in known], color="0.35", zorder=2)
     shifts = (np.arange(len(learned)) - (len(learned) - 1) / 2) * -min(0.22, 0.6 / len(learned))
     for i, ((method, values), shift) in enumerate(zip(learned.items(), shifts, strict=True)):
-        style = {"color": f"C{i % 10}", "zorder": 3}
+        style: dict[str, Any] = {"color": f"C{i % 10}", "zorder": 3}
         axes.plot(values, place + shift, "osD^vP*X"[i % 8], markersize=6, label=method, linestyle="none", **style)
         for at, bounds in zip(place + shift, intervals.get(method, ()), strict=False):
             if bounds is not None:

@@ -154,10 +154,11 @@ def _heading(key: str, text: bool) -> str:
 
 
 def _cell(row: Mapping[str, Any], key: str, first: bool, text: bool) -> str:
-    low, high = row.get(f"{key}_low"), row.get(f"{key}_high")
-    half = (high - low) / 2 if _is_number(low) and _is_number(high) else row.get(f"{key}_se")
+    low, high, half = (row.get(f"{key}{end}") for end in ("_low", "_high", "_se"))
+    if low is not None and high is not None:
+        half = (high - low) / 2
     content = escape(_text(row[key]))
-    if _is_number(half) and _is_number(row[key]):
+    if half is not None and _is_number(half) and _is_number(row[key]):
         value, spread = _rounded(row[key], half)
         content = f'{value} <span class="spread">± {spread}</span>'
     return f'<th scope="row" class="text">{content}</th>' if first else f"<td{_class(text)}>{content}</td>"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -82,7 +83,7 @@ def estimate_fit(
             compiling += max(0.0, first_call - second_call)
             if current != before:
                 state = state_after
-        program, spent = _timed(lambda current=current, state=state: _compile(plan, keys, current, state))
+        program, spent = _timed(partial(_compile, plan, keys, current, state))
         compiling += spent
         sizes = program.memory_analysis()
         if sizes is not None:

@@ -10,6 +10,8 @@ import warnings
 
 import jax
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import optax
 import pytest
 from typer.testing import CliRunner
@@ -174,22 +176,23 @@ def test_completion_scripts_are_shown_for_the_shell():
 # dry runs
 
 
-@pytest.mark.parametrize(
-    ("scheme", "crossings"),
-    [(POINT, 0), (Laplace(curvature="diag", optimise=("*.rms",), burn_in=10, refresh=10, hyper_steps=2), None)],
-)
-def test_an_estimate_counts_steps_and_crossings(scheme, crossings):
-    if crossings is None:
-        pytest.importorskip("numpyro")
-        model = Problem(ConvClassifier((2,), classes=2))
-        names = model.structure(*data()).latent
-        if not any(name.endswith("rms") for name in names):
-            scheme = Laplace(curvature="diag")
-        crossings = len(scheme.boundaries(40))
-    found = estimate_fit(MODEL, scheme, *data(), num_steps=40, batch_size=8, chunk=10)
-    assert (found.steps, found.crossings) == (40, crossings)
+def scaled(x, y=None):
+    scale = numpyro.sample("scale", dist.LogNormal(0.0, 1.0))
+    w = numpyro.sample("w", dist.Normal(0, scale).expand([16, 2]).to_event(2))
+    with numpyro.plate("data", x.shape[0]):
+        numpyro.sample("y", dist.Categorical(logits=x.reshape(-1, 16) @ w), obs=y)
+
+
+CLIMBING = Laplace(curvature="full", optimise=("scale",), burn_in=10, refresh=10, hyper_steps=2)
+
+
+@pytest.mark.parametrize(("problem", "scheme", "crossings"), [(MODEL, POINT, 0), (Problem(scaled), CLIMBING, 4)])
+def test_an_estimate_counts_steps_and_crossings(problem, scheme, crossings):
+    found = estimate_fit(problem, scheme, *data(), num_steps=40, batch_size=8, chunk=10)
+    assert (found.steps, found.crossings) == (40, crossings)  # before the steps 10, 20, 30 and 39
     expected = found.compile_seconds + 40 * found.step_seconds + crossings * found.crossing_seconds
     assert found.seconds == pytest.approx(expected) and found.compile_seconds > 0 and found.step_seconds > 0
+    assert (found.crossing_seconds > 0) == (crossings > 0)
     x, y = data()
     assert (x.nbytes + y.nbytes) / 2**20 < found.memory_mib < 50
 
