@@ -50,7 +50,8 @@ def estimate_fit(
 ) -> Estimate:
     """Compiles the programs of a fit, runs a few steps of each, and multiplies.
 
-    Steps whose work depends on the data, as those of NUTS, may take longer later on than the first ones.
+    Steps whose work depends on the data, as those of NUTS, may take longer later on than the first ones. A scheme that waits for a
+    condition is taken to wait as long as it may.
 
     Args:
         problem: the model.
@@ -67,23 +68,24 @@ def estimate_fit(
     keys = Keys.of(jax.random.key(0))
     state, compiling = _timed(lambda: start_state(scheme, problem, keys.init, plan.data))
     starts = (0, *plan.boundaries)
-    stretches: dict[Problem, int] = {}
+    stretches: dict[tuple[Problem, Scheme], int] = {}  # steps by what their programs are made of
     for first, last in zip(starts, (*plan.boundaries, num_steps), strict=True):
-        stretches[plan.problem_at(first)] = stretches.get(plan.problem_at(first), 0) + last - first
+        program_of = (plan.problem_at(first), plan.scheme_at(first))
+        stretches[program_of] = stretches.get(program_of, 0) + last - first
     running = crossing = memory = 0.0
-    for i, (current, steps) in enumerate(stretches.items()):
-        before = plan.problem_at(0) if i == 0 else list(stretches)[i - 1]
-        boundary = next((b for b in plan.boundaries if plan.problem_at(b) == current), None)
-        if boundary is not None:
+    before = plan.problem_at(0)
+    for i, ((current, acting), steps) in enumerate(stretches.items()):
+        into = [b for b in plan.boundaries if (plan.problem_at(b), plan.scheme_at(b)) == (current, acting)]
+        if into:
             # the first call compiles, which is told apart by calling it again on the same state
-            again = _crossed(plan, keys, state, before, boundary)
-            state_after, first_call = _timed(again)
+            again = partial(scheme.cross, keys.cross, state, before, plan.data, into[0])
+            crossed, first_call = _timed(again)
             _, second_call = _timed(again)
-            crossing += second_call * sum(plan.problem_at(b) == current for b in plan.boundaries)
+            crossing += second_call * len(into)
             compiling += max(0.0, first_call - second_call)
-            if current != before:
-                state = state_after
-        program, spent = _timed(partial(_compile, plan, keys, current, state))
+            state = crossed if i > 0 else state
+        before = current
+        program, spent = _timed(partial(_compile, plan, acting, keys, current, state))
         compiling += spent
         sizes = program.memory_analysis()
         if sizes is not None:
@@ -102,10 +104,6 @@ def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
     return found, time.perf_counter() - started
 
 
-def _crossed(plan: Plan, keys: Keys, state: Any, before: Problem, boundary: int) -> Callable[[], Any]:
-    return lambda: plan.scheme.cross(keys.cross, state, before, plan.data, boundary)
-
-
 def _arguments(plan: Plan, keys: Keys) -> dict[str, Any]:
     stream = plan.stream(keys.rows)
     index = None if stream is None else stream.table(0, plan.chunk, plan.chunk)
@@ -113,9 +111,9 @@ def _arguments(plan: Plan, keys: Keys) -> dict[str, Any]:
     return {"key": keys.steps, "data": plan.data, "index": index, "factor": factor, "start": jnp.asarray(0)}
 
 
-def _compile(plan: Plan, keys: Keys, problem: Problem, state: Any) -> Any:
+def _compile(plan: Plan, scheme: Scheme, keys: Keys, problem: Problem, state: Any) -> Any:
     count = jnp.asarray(0)
-    return run_chunk.lower(plan.scheme, problem, None, plan.chunk, state, **_arguments(plan, keys), count=count).compile()
+    return run_chunk.lower(scheme, problem, None, plan.chunk, state, **_arguments(plan, keys), count=count).compile()
 
 
 def _seconds_per_step(plan: Plan, keys: Keys, program: Any, state: Any) -> float:
