@@ -14,6 +14,7 @@ __all__ = [
     "ModelError",
     "NonFiniteError",
     "OptionError",
+    "ParetoWarning",
     "PriorError",
     "ShapeError",
     "TapError",
@@ -79,3 +80,7 @@ class BiasedGradientWarning(UserWarning):
 
 class CollapseWarning(UserWarning):
     """A fit that moved its prior strengths by evidence has ended with predictions that do not depend on the inputs."""
+
+
+class ParetoWarning(UserWarning):
+    """Importance weights have so heavy a tail that an estimate from them cannot be trusted at some rows."""

@@ -20,6 +20,7 @@ from bayes_sym.errors import ModelError, OptionError
 
 from . import rows
 from .fit import Fit
+from .pointwise import distributions
 from .posterior import DrawsPosterior, GaussianPosterior, PointPosterior, Posterior
 from .problem import Problem, Values
 from .rows import Data
@@ -209,29 +210,6 @@ def _draws(posterior: Posterior, key: jax.Array, num_draws: int) -> tuple[int, i
     return 1, count, posterior.sample_unconstrained(key, count)
 
 
-def _distributions(problem: Problem, data: Data, z: Values) -> dict[str, Any]:
-    """The distributions of the observations, observed or not."""
-    sites, _ = problem.trace(data, unconstrained=z)
-    return {
-        name: site["fn"]
-        for name, site in sites.items()
-        if site["type"] == "sample" and name not in z and _numpyro.in_plate(site, problem.data_plate)
-    }
-
-
-def _linearised(problem: Problem, data: Data, z: Values, center: Values | None) -> dict[str, Any]:
-    """As `_distributions`, with their parameters expanded to first order around `center`, unless that is None."""
-    if center is None:
-        return _distributions(problem, data, z)
-    step = {name: z[name] - value for name, value in center.items()}
-    at_center, change = jax.jvp(partial(_distributions, problem, data), (center,), (step,))
-
-    def moved(value: Any, tangent: Any) -> Any:
-        return value + tangent if jnp.issubdtype(jnp.result_type(value), jnp.floating) else value
-
-    return jax.tree.map(moved, at_center, change)
-
-
 @partial(jax.jit, static_argnames=("problem", "names", "batch"))
 def _evaluate(
     problem: Problem, z: Values, center: Values | None, data: Data, *, names: tuple[str, ...], batch: int
@@ -248,7 +226,7 @@ def _evaluate(
                 values[name] = sites[name]["value"]
             else:
                 values[name] = jnp.sqrt(jnp.mean(sites[name.removesuffix(_RMS)]["value"] ** 2))
-        fns = _linearised(problem, data, z, center)
+        fns = distributions(problem, data, z, center)
         likelihood = {name: fn.log_prob(sites[name]["value"]) for name, fn in fns.items() if sites[name]["is_observed"]}
         return values, likelihood, lp
 
@@ -263,7 +241,7 @@ def _replicate(
 
     def one(args: tuple[Values, jax.Array]) -> dict[str, jax.Array]:
         z, key = args
-        fns = _linearised(problem, data, z, center)
+        fns = distributions(problem, data, z, center)
         return {name: fn.sample(k) for (name, fn), k in zip(fns.items(), jax.random.split(key, len(fns)), strict=True)}
 
     count = len(next(iter(z.values())))

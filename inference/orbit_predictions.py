@@ -6,7 +6,6 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -17,18 +16,19 @@ from tqdm import tqdm
 
 from bayes_sym.diagnostics import DefectSweep, EquivarianceError, SampledRotations, defect_sweep
 from bayes_sym.diagnostics.margins import defect_from_margins
-from bayes_sym.errors import DataError, GroupActionError, OptionError, ShapeError
+from bayes_sym.errors import GroupActionError, OptionError, ShapeError
 from bayes_sym.representations import Representation
 
 from . import rows
 from .fit import Fit
+from .orbit_sums import Accumulated, OrbitSums, sums_of_block
 from .posterior import PointPosterior, Posterior
 from .predict import Drawn, blocks_of, draw, means
 from .problem import Problem, Values
 from .rows import Data
 
 
-__all__ = ["PosteriorEquivariance", "posterior_equivariance"]
+__all__ = ["PosteriorEquivariance", "equivariance_of_draws", "posterior_equivariance"]
 
 _HELD = 2**23  # numbers of predictions that are held at once
 
@@ -39,10 +39,14 @@ class PosteriorEquivariance(NamedTuple):
     Attributes:
         error: the predictive and the member defect, with standard errors over examples and draws.
         sweep: the defect against the number of draws, or None if it was not asked for.
+        member_of: mean_x |d_t(x, g)|^2 of every draw at every element, (num_draws, order); their mean is ``error.member``.
+        predictive_of: the predictive defect at every element, (order,); their mean is ``error.predictive``.
     """
 
     error: EquivarianceError
     sweep: DefectSweep | None
+    member_of: np.ndarray
+    predictive_of: np.ndarray
 
 
 def posterior_equivariance(
@@ -102,13 +106,43 @@ def posterior_equivariance(
     """
     if min(num_draws, draw_batch, 1 if data_batch is None else data_batch) < 1:
         raise OptionError(f"num_draws, draw_batch and data_batch must be at least 1, got {num_draws}, {draw_batch}, {data_batch}")
+    point = isinstance(fit.posterior if isinstance(fit, Fit) else fit, PointPosterior)
+    drawn = draw(problem, fit, key, 1 if point else num_draws, linearise)
+    return equivariance_of_draws(
+        drawn,
+        x,
+        action,
+        output,
+        draw_batch=draw_batch,
+        data_batch=data_batch,
+        sizes=sizes,
+        repeats=repeats,
+        clusters=clusters,
+        site=site,
+        progress=progress,
+    )
+
+
+def equivariance_of_draws(
+    drawn: Drawn,
+    x: ArrayLike,
+    action: Representation | SampledRotations,
+    output: Representation | None,
+    *,
+    draw_batch: int = 32,
+    data_batch: int | None = None,
+    sizes: Sequence[int] | None = None,
+    repeats: int | None = None,
+    clusters: ArrayLike | None = None,
+    site: str | None = None,
+    progress: bool = True,
+) -> PosteriorEquivariance:
+    """As `posterior_equivariance`, from draws that are made already."""
     if output is not None and output.group != action.group:
         raise GroupActionError(f"the action is of {action.group.name}, but the output representation of {output.group.name}")
     data = rows.as_arrays((x,))
     rows.check_finite(data)
     total, order = rows.num_rows(data), action.group.order
-    point = isinstance(fit.posterior if isinstance(fit, Fit) else fit, PointPosterior)
-    drawn = draw(problem, fit, key, 1 if point else num_draws, linearise)
     if drawn.count == 2:
         raise OptionError("two draws are too few for a jackknife over draws: ask for at least 3, or 1 for a point estimate")
     # An empty run of the sweep, so that sizes that do not fit are refused before any compute.
@@ -120,13 +154,13 @@ def posterior_equivariance(
     examples = max(1, on_orbits // order)
     values = _in_blocks(drawn.values, at_once)
     sets = () if plan is None else tuple((size, plan.repeats) for size in plan.sizes)
-    sums = _Sums.zeros(drawn.count, total, sets)
+    sums = Accumulated.zeros(drawn.count, order, total, sets)
     with tqdm(total=total, desc="examples on their orbits", disable=not progress, file=sys.stderr, leave=False) as bar:
-        waiting: tuple[int, _Block] | None = None
+        waiting: tuple[int, OrbitSums] | None = None
         for start in range(0, total, examples):
             index = np.minimum(np.arange(start, start + examples), total - 1)
             valid = np.arange(start, start + examples) < total
-            found = _reduced(
+            found = sums_of_block(
                 drawn.problem, site, action, output, drawn.count, sets, values, drawn.center, data[0][index], jnp.asarray(valid)
             )
             if waiting is not None:  # added up while the next block is under way
@@ -134,13 +168,18 @@ def posterior_equivariance(
             waiting = start, found
         assert waiting is not None
         bar.update(sums.add(*waiting))
-    error = defect_from_margins(*(part / order for part in sums.margins), clusters=clusters)
+    squares, squares_of, cross, cross_of, elements = (part / order for part in sums.margins)
+    error = defect_from_margins(squares.sum(axis=1), squares_of, cross, cross_of, clusters=clusters)
     if isinstance(action, SampledRotations):
         error = replace(error, floor=action.floor(data[0]))
-    if plan is None:
-        return PosteriorEquivariance(error, None)
-    unbiased, plug_in = (part / (order * total) for part in sums.sweep())
-    return PosteriorEquivariance(error, DefectSweep(plan.sizes, unbiased, plug_in))
+    member_of = np.pad(squares * order / total, ((0, 0), (1, 0)))
+    pairs = max(1, drawn.count * (drawn.count - 1))
+    predictive_of = member_of[0] if drawn.count == 1 else np.pad(elements * order / (total * pairs), (1, 0))
+    sweep = None
+    if plan is not None:
+        unbiased, plug_in = (part / (order * total) for part in sums.sweep())
+        sweep = DefectSweep(plan.sizes, unbiased, plug_in)
+    return PosteriorEquivariance(error, sweep, member_of, predictive_of)
 
 
 def _checked_outputs(
@@ -166,86 +205,3 @@ def _in_blocks(values: Values, size: int) -> Values:
     count = len(next(iter(values.values())))
     index = np.minimum(np.arange(-(-count // size) * size), count - 1).reshape(-1, size)
     return {name: value[index] for name, value in values.items()}
-
-
-class _Block(NamedTuple):
-    """The sums of one block of examples; `margins` in the order of `defect_from_margins`, times the group's order."""
-
-    margins: tuple[jax.Array, jax.Array, jax.Array, jax.Array]
-    of_sums: tuple[jax.Array, ...]
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
-def _reduced(
-    problem: Problem,
-    site: str | None,
-    action: Representation | SampledRotations,
-    output: Representation | None,
-    count: int,
-    sets: tuple[tuple[int, int], ...],
-    values: Values,
-    center: Values | None,
-    x: jax.Array,
-    valid: jax.Array,
-) -> _Block:
-    order, examples = action.group.order, len(x)
-    orbit = jnp.concatenate([action.transform(g, x) for g in range(order)])
-    found = jax.lax.map(lambda some: means(problem, site, some, center, (orbit,)), values)
-    shape = found.shape[3:]
-    found = found.reshape(-1, order, examples, *shape)[:count]
-    here = found[:, :1]
-    if output is not None and order > 1:
-        flat = here.reshape(-1, *shape)
-        here = jnp.stack([output.transform(g, flat).reshape(found[:, 0].shape) for g in range(1, order)], axis=1)
-    d = jnp.where(valid.reshape(1, 1, -1, *(1 for _ in shape)), found[:, 1:] - here, 0).reshape(count, order - 1, examples, -1)
-    # sums of products, not matrix products: an accelerator would round their factors
-    squares = (d * d).sum(axis=(1, 3))
-    cross = (d * d.sum(axis=0, keepdims=True)).sum(axis=(1, 3)) - squares  # d_t . (sum of the other draws)
-    of_sums = []
-    for size, repeats in sets:
-        total = d[: size * repeats].reshape(repeats, size, -1).sum(axis=1)
-        of_sums.append((total * total).sum(axis=1))
-    return _Block((squares.sum(1), squares.sum(0), cross.sum(1), cross.sum(0)), tuple(of_sums))
-
-
-class _Sums(NamedTuple):
-    """The sums of all blocks so far, in float64, with the (size, repeats) of the sweep's sets."""
-
-    margins: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-    of_sums: tuple[np.ndarray, ...]
-    sets: tuple[tuple[int, int], ...]
-
-    @classmethod
-    def zeros(cls, draws: int, examples: int, sets: tuple[tuple[int, int], ...]) -> _Sums:
-        """Nothing yet."""
-        lengths = (draws, examples, draws, examples)
-        a, b, c, d = (np.zeros(length) for length in lengths)
-        return cls((a, b, c, d), tuple(np.zeros(repeats) for _, repeats in sets), sets)
-
-    def add(self, start: int, block: _Block) -> int:
-        """Adds the block whose first example is `start`; returns how many examples it has."""
-        count = 0
-        for axis, (sums, part) in enumerate(zip(self.margins, block.margins, strict=True)):
-            values = np.asarray(part, np.float64)
-            if not np.isfinite(values).all():
-                raise DataError(
-                    f"the predictions in the block of examples from {start} on are not finite: look at the weights for NaN or infinity"
-                )
-            if axis % 2 == 0:
-                sums += values
-            else:
-                count = min(len(values), len(sums) - start)
-                sums[start : start + count] = values[:count]
-        for sums, part in zip(self.of_sums, block.of_sums, strict=True):
-            sums += np.asarray(part, np.float64)
-        return count
-
-    def sweep(self) -> tuple[np.ndarray, np.ndarray]:
-        """The unbiased and the plug-in defects (sizes, repeats), as sums over elements and examples."""
-        squares = self.margins[0]
-        unbiased, plug_in = [], []
-        for (size, repeats), of_sum in zip(self.sets, self.of_sums, strict=True):
-            of_each = squares[: size * repeats].reshape(repeats, size).sum(axis=1)
-            unbiased.append((of_sum - of_each) / (size * (size - 1)))
-            plug_in.append(of_sum / size**2)
-        return np.stack(unbiased), np.stack(plug_in)

@@ -80,6 +80,10 @@ def test_blocks_give_the_defect_of_stored_predictions(blocks):
     )
     expected = stored(Problem(classifier), DRAWS, X, IMAGE)
     same(found.error, equivariance_error_from_draws(expected, clusters=clusters))
+    d = (expected - expected[:, :1]).astype(np.float64)
+    np.testing.assert_allclose(found.member_of, (d**2).sum(axis=-1).mean(axis=2), rtol=1e-4, atol=1e-7)
+    of_sum, of_each = (d.sum(axis=0) ** 2).sum(axis=-1), (d**2).sum(axis=(0, -1))
+    np.testing.assert_allclose(found.predictive_of, ((of_sum - of_each) / 72).mean(axis=1), rtol=1e-4, atol=1e-7)
     sweep = defect_sweep(expected, (2, 4))
     assert found.sweep.sizes == (2, 4) and found.sweep.repeats == 2
     np.testing.assert_allclose(found.sweep.unbiased, sweep.unbiased, rtol=1e-4, atol=1e-6)
@@ -138,14 +142,14 @@ def test_sampled_rotations_report_their_floor():
 
 def test_predictions_held_at_once_do_not_grow_with_the_examples(monkeypatch):
     held = []
-    reduced = orbit_predictions._reduced
+    summed = orbit_predictions.sums_of_block
 
     def watched(*args):
         x = args[-2]
         held.append(len(DRAWS["w"]) * 4 * len(x) * 3)
-        return reduced(*args)
+        return summed(*args)
 
-    monkeypatch.setattr(orbit_predictions, "_reduced", watched)
+    monkeypatch.setattr(orbit_predictions, "sums_of_block", watched)
     monkeypatch.setattr(orbit_predictions, "_HELD", 250)
     problem = Problem(classifier)
     few = posterior_equivariance(problem, DRAWS, KEY, X[:4], IMAGE, progress=False).error

@@ -2,6 +2,8 @@
 
 from .agreement import OrbitAgreement as OrbitAgreement
 from .agreement import orbit_agreement as orbit_agreement
+from .auroc import Auroc as Auroc
+from .auroc import auroc as auroc
 from .bounds import certificate as certificate
 from .bounds import defect_bounds as defect_bounds
 from .bounds import draws_bound as draws_bound
@@ -9,8 +11,12 @@ from .bounds import examples_bound as examples_bound
 from .bounds import pac_bayes_bound as pac_bayes_bound
 from .calibration import Calibration as Calibration
 from .calibration import calibration as calibration
+from .calibration_error import CalibrationError as CalibrationError
+from .calibration_error import calibration_error as calibration_error
 from .check import EquivarianceCheck as EquivarianceCheck
 from .check import check_equivariance as check_equivariance
+from .entropy import EntropyDecomposition as EntropyDecomposition
+from .entropy import entropy_decomposition as entropy_decomposition
 from .equivariance import equivariance_error as equivariance_error
 from .equivariance import equivariance_error_from_draws as equivariance_error_from_draws
 from .estimates import EquivarianceError as EquivarianceError
@@ -41,6 +47,9 @@ from .permutation import EquivarianceTest as EquivarianceTest
 from .permutation import equivariance_test as equivariance_test
 from .planning import DrawsNeeded as DrawsNeeded
 from .planning import draws_needed as draws_needed
+from .predictive_density import PredictiveDensity as PredictiveDensity
+from .predictive_density import log_predictive_density as log_predictive_density
+from .reliability_diagram import reliability_diagram as reliability_diagram
 from .rotations import SampledRotations as SampledRotations
 from .sweep import DefectSweep as DefectSweep
 from .sweep import defect_sweep as defect_sweep

@@ -11,7 +11,9 @@ from jax.typing import ArrayLike
 from ..errors import DataError, OptionError, ShapeError
 
 
-__all__ = ["Calibration", "calibration"]
+__all__ = ["Bins", "Calibration", "bin_members", "calibration", "checked_labels"]
+
+Bins = Literal["equal-mass", "equal-width"]
 
 _SMALLEST = float(np.finfo(np.float32).tiny)
 
@@ -24,7 +26,7 @@ class Calibration(NamedTuple):
         accuracy_se: its standard error.
         nll: the mean negative log-probability of the label, in nats.
         nll_se: its standard error.
-        ece: the expected calibration error, in 0..1. Biased upwards with few examples per bin.
+        ece: the expected calibration error, in 0..1. Biased upwards with few examples per bin; see `calibration_error`.
         brier: the mean over examples of sum_c (p_c - 1[c = label])^2, in 0..2.
         brier_se: its standard error.
     """
@@ -43,7 +45,7 @@ def calibration(
     labels: ArrayLike,
     *,
     num_bins: int = 15,
-    bins: Literal["equal-mass", "equal-width"] = "equal-mass",
+    bins: Bins = "equal-mass",
 ) -> Calibration:
     """Scores predictive probabilities against labels.
 
@@ -66,21 +68,12 @@ def calibration(
         DataError: a row is not a distribution, or a label is not one of the classes.
         OptionError: `num_bins` or `bins` is not one of the choices.
     """
-    p, y = _checked(probabilities, labels)
-    if not isinstance(num_bins, (int, np.integer)) or isinstance(num_bins, bool) or num_bins < 1:
-        raise OptionError(f"num_bins must be a whole number of at least 1, got {num_bins!r}")
+    p, y = checked_labels(probabilities, labels)
     confidence, right = p.max(axis=1), p.argmax(axis=1) == y
     examples = np.arange(len(y))
     nll = -np.log(np.maximum(p[examples, y], _SMALLEST))
     brier = ((p - np.eye(p.shape[1])[y]) ** 2).sum(axis=1)
-    if bins == "equal-mass":
-        ordered = np.argsort(confidence, kind="stable")
-        members = np.array_split(ordered, min(num_bins, len(y)))
-    elif bins == "equal-width":
-        which = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
-        members = [np.flatnonzero(which == b) for b in np.unique(which)]
-    else:
-        raise OptionError(f"bins must be 'equal-mass' or 'equal-width', got {bins!r}")
+    members = bin_members(confidence, num_bins, bins)
     ece = sum(abs(float((right[b] - confidence[b]).sum())) for b in members) / len(y)
     return Calibration(
         float(right.mean()),
@@ -97,7 +90,30 @@ def _standard_error(values: np.ndarray) -> float:
     return float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
-def _checked(probabilities: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def bin_members(confidence: np.ndarray, num_bins: int, bins: Bins) -> list[np.ndarray]:
+    """The examples of every bin that has any, by rising confidence; see `calibration` for the two kinds of bins.
+
+    Raises:
+        OptionError: `num_bins` or `bins` is not one of the choices.
+    """
+    if not isinstance(num_bins, (int, np.integer)) or isinstance(num_bins, bool) or num_bins < 1:
+        raise OptionError(f"num_bins must be a whole number of at least 1, got {num_bins!r}")
+    if bins == "equal-mass":
+        ordered = np.argsort(confidence, kind="stable")
+        return np.array_split(ordered, min(num_bins, len(confidence)))
+    if bins == "equal-width":
+        which = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
+        return [np.flatnonzero(which == b) for b in np.unique(which)]
+    raise OptionError(f"bins must be 'equal-mass' or 'equal-width', got {bins!r}")
+
+
+def checked_labels(probabilities: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities (num_examples, classes) in float64 and labels (num_examples,), checked.
+
+    Raises:
+        ShapeError: the axes are not these, or do not match.
+        DataError: a row is not a distribution, or a label is not one of the classes.
+    """
     p, y = np.asarray(probabilities, np.float64), np.asarray(labels)
     if p.ndim != 2 or 0 in p.shape:
         raise ShapeError(f"probabilities must be (num_examples, classes), got shape {p.shape}; average over the draws first")
