@@ -11,9 +11,18 @@ from .digits_c4 import DIGITS_C4
 from .experiment import Experiment as Experiment
 from .experiment import Options as Options
 from .findings import Findings as Findings
+from .orbit_expansion import ORBIT_EXPANSION
 from .planted_symmetry import PLANTED_SYMMETRY
 from .quadrant import QUADRANT
 
 
-EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in (DIGITS_C4, PLANTED_SYMMETRY, QUADRANT)}
+EXPERIMENTS: dict[str, Experiment] = {
+    experiment.name: experiment
+    for experiment in (
+        DIGITS_C4,
+        ORBIT_EXPANSION,
+        PLANTED_SYMMETRY,
+        QUADRANT,
+    )
+}
 """Every experiment by name; a new one is a file of its own and an entry here."""

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -77,6 +78,8 @@ _Task = Annotated[
     typer.Option(help="What to learn, where an experiment has several tasks; `list` shows them.", autocompletion=_complete_task),
 ]
 _Data = Annotated[Path | None, typer.Option(help="The folder with local files, for an experiment that reads them.")]
+_Epochs = Annotated[int | None, typer.Option(help="Passes over the data, for an experiment that counts in them.", min=1)]
+_Group = Annotated[str | None, typer.Option(help="The group, where an experiment has several; `list` shows them.")]
 _Mesh = Annotated[int | None, typer.Option(help="Shard every batch over this many devices.", min=1)]
 _Dry = Annotated[bool, typer.Option("--dry-run", help="Only say how long it would take and how much memory it would need.")]
 _Json = Annotated[
@@ -99,7 +102,7 @@ def show(as_json: _Json = False) -> None:
 
     if as_json:
         known = [
-            {"name": e.name, "summary": e.summary, "tasks": list(e.tasks), "reads_files": e.reads_files}
+            {"name": e.name, "summary": e.summary, "tasks": list(e.tasks), "groups": list(e.groups), "reads_files": e.reads_files}
             for e in EXPERIMENTS.values()
         ]
         typer.echo(json.dumps(known, indent=1))
@@ -107,7 +110,8 @@ def show(as_json: _Json = False) -> None:
     width = max(map(len, EXPERIMENTS))
     for experiment in EXPERIMENTS.values():
         tasks = f" (--task {'|'.join(experiment.tasks)})" if experiment.tasks else ""
-        typer.echo(f"{experiment.name:<{width}}  {experiment.summary}{tasks}")
+        choices = f" (--group {'|'.join(experiment.groups)})" if experiment.groups else ""
+        typer.echo(f"{experiment.name:<{width}}  {experiment.summary}{tasks}{choices}")
 
 
 @app.command(epilog=_EXIT_CODES)
@@ -120,6 +124,8 @@ def run(
     num_train: _Train = None,
     task: _Task = None,
     data_dir: _Data = None,
+    epochs: _Epochs = None,
+    group: _Group = None,
     mesh: _Mesh = None,
     dry_run: _Dry = False,
     as_json: _Json = False,
@@ -147,11 +153,11 @@ def run(
     if name not in EXPERIMENTS:
         _refuse(f"there is no experiment {name!r}; there are: {', '.join(EXPERIMENTS)}")
     experiment = EXPERIMENTS[name]
-    _check(experiment, task, data_dir, mesh)
+    _check(experiment, task, data_dir, epochs, group, mesh)
     home = experiment.folder(out, task)
     if verbose:
         _say_versions()
-    options = Options(seed, steps, num_train, _mesh(mesh), not quiet, task, data_dir, home)
+    options = Options(seed, steps, num_train, _mesh(mesh), not quiet, task, data_dir, home, epochs, group)
     if dry_run:
         with _clean_ends(verbose):
             _estimate(experiment, options, seeds, as_json, quiet)
@@ -161,7 +167,7 @@ def run(
     for chosen, folder in several:
         started = time.perf_counter()
         with _clean_ends(verbose, folder):
-            results = experiment.run(Options(chosen, steps, num_train, options.mesh, not quiet, task, data_dir, folder))
+            results = experiment.run(replace(options, seed=chosen, folder=folder))
             saved = results.save(folder)
         rows += [{"experiment": name, "task": task, "seed": chosen, **row} for row in results.rows]
         if not as_json:
@@ -204,7 +210,9 @@ def report(
         typer.echo(written)
 
 
-def _check(experiment: Experiment, task: str | None, data_dir: Path | None, mesh: int | None) -> None:
+def _check(
+    experiment: Experiment, task: str | None, data_dir: Path | None, epochs: int | None, group: str | None, mesh: int | None
+) -> None:
     """Refuses options that the experiment does not know, or this machine cannot meet."""
     if mesh is not None:
         import jax
@@ -216,6 +224,11 @@ def _check(experiment: Experiment, task: str | None, data_dir: Path | None, mesh
         _refuse(f"{experiment.name} has no task {task!r}; {known}")
     if data_dir is not None and not experiment.reads_files:
         _refuse(f"{experiment.name} reads no local files: leave out --data-dir")
+    if epochs is not None and not experiment.has_epochs:
+        _refuse(f"{experiment.name} does not count in epochs: use --steps")
+    if group is not None and group not in experiment.groups:
+        known = f"it has: {', '.join(experiment.groups)}" if experiment.groups else "it has one group only"
+        _refuse(f"{experiment.name} has no group {group!r}; {known}")
 
 
 def _mesh(count: int | None) -> Any:

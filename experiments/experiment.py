@@ -28,6 +28,8 @@ class Options:
         progress: whether to show bars.
         task: one of the experiment's tasks; None leaves the choice to the experiment.
         data_dir: the folder with the local files that the experiment reads.
+        epochs: passes over the training data, in place of the experiment's own number; `steps` wins.
+        group: one of the experiment's groups; None leaves the choice to the experiment.
         folder: where the results will go. A comparison keeps there what is finished, so that it goes on where it was cut off.
     """
 
@@ -39,6 +41,8 @@ class Options:
     task: str | None = None
     data_dir: Path | None = None
     folder: Path | None = None
+    epochs: int | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class Experiment:
         run: does it.
         tasks: the tasks to choose from, if it has several.
         reads_files: whether it can use local files from `Options.data_dir`.
+        groups: the groups to choose from, if it has several.
+        has_epochs: whether it counts in epochs, so that `Options.epochs` says how long it takes.
         steps: its own number of steps, of the longest fit, where one number decides how long it takes; for dry runs.
         plan: the cells of a comparison with their data, for dry runs: what a run would fit, without fitting it.
     """
@@ -60,6 +66,8 @@ class Experiment:
     run: Callable[[Options], Comparison | Findings]
     tasks: tuple[str, ...] = ()
     reads_files: bool = False
+    groups: tuple[str, ...] = ()
+    has_epochs: bool = False
     steps: int | None = None
     plan: Callable[[Options], Sequence[Cell]] | None = None
 
