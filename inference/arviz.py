@@ -16,12 +16,16 @@ import numpy as np
 
 import bayes_sym
 from bayes_sym import _numpyro
+from bayes_sym.diagnostics import SampledRotations
 from bayes_sym.errors import ModelError, OptionError
+from bayes_sym.representations import Representation
 
 from . import rows
 from .fit import Fit
+from .orbit_predictions import PosteriorEquivariance, equivariance_of_draws
 from .pointwise import distributions
 from .posterior import DrawsPosterior, GaussianPosterior, PointPosterior, Posterior
+from .predict import Drawn
 from .problem import Problem, Values
 from .rows import Data
 
@@ -45,6 +49,8 @@ def to_arviz(
     posterior_predictive: bool = False,
     inputs: tuple[Any, ...] | None = None,
     linearise: bool | None = None,
+    action: Representation | SampledRotations | None = None,
+    output: Representation | None = None,
     draw_batch: int = 16,
 ) -> Any:
     """A fit of any scheme as an ArviZ tree: ``InferenceData`` under ArviZ 0.23, ``xarray.DataTree`` under 1.x.
@@ -59,6 +65,9 @@ def to_arviz(
       the same draws (sites that were optimised are points and do not count in it); and what a sampler says of each draw.
     - ``observed_data`` and ``constant_data``: the arguments of the model, by their names in its signature.
     - ``posterior_predictive`` and ``predictions``, if asked for.
+    - ``equivariance``, if an `action` is given: ``member`` (chain, draw, element), the squared defect of every draw at every element,
+      mean over rows; ``predictive`` (element,), that of the mean prediction, unbiased; and the two defects ``member_error`` and
+      ``predictive_error`` with their standard errors, as `posterior_equivariance` gives them.
 
     Axes under a plate carry its name, so the rows are the dimension ``data`` (the `data_plate` of the problem); others
     are ``<name>_dim_<i>``. "/" in names becomes ".", since it would nest groups.
@@ -76,6 +85,9 @@ def to_arviz(
         inputs: the arguments of the model without observations, at which to draw ``predictions``.
         linearise: whether likelihoods and predictions use the model linearised at the posterior mean, as `predict` does;
             None for what the posterior recommends (True for Laplace). ``lp`` is that of the model itself in any case.
+        action: how a group acts on the model's first argument, for the group ``equivariance``: at the rows of `inputs` if they are
+            given, and else at those of `data`. The model must predict from that argument alone.
+        output: how it acts on the predicted means; None for invariant predictions.
         draw_batch: draws evaluated at once; fewer take less memory.
 
     Returns:
@@ -84,7 +96,7 @@ def to_arviz(
 
     Raises:
         OptionError: the fit failed, or belongs to another problem, or an option is out of range.
-        ModelError: a pattern of `var_names` matches nothing.
+        ModelError: a pattern of `var_names` matches nothing, or the model has several outputs and an `action` is given.
     """
     posterior, problem = _checked(fit, problem, num_draws, draw_batch)
     data = rows.as_arrays(data)
@@ -119,6 +131,11 @@ def to_arviz(
         inputs = rows.as_arrays(inputs)
         groups["predictions"] = sampled(predict(inputs), _look(problem, inputs).axes)
         groups["predictions_constant_data"] = _constants(problem, inputs, frozenset())
+    if action is not None:
+        x = data[0] if inputs is None else inputs[0]
+        drawn = Drawn(problem, _constrain(problem, z, data) if center is None else z, center)
+        found = equivariance_of_draws(drawn, x, action, output, draw_batch=draw_batch, progress=False)
+        groups["equivariance"] = _equivariance(found, chains)
     return _tree(groups, _attributes(fit, posterior, center is not None))
 
 
@@ -246,6 +263,26 @@ def _replicate(
 
     count = len(next(iter(z.values())))
     return jax.lax.map(one, (z, jax.random.split(key, count)), batch_size=batch)
+
+
+@partial(jax.jit, static_argnames=("problem",))
+def _constrain(problem: Problem, z: Values, data: Data) -> Values:
+    return jax.vmap(lambda z: problem.constrain(z, data))(z)
+
+
+def _equivariance(found: PosteriorEquivariance, chains: int) -> Group:
+    draws, order = found.member_of.shape
+    error = found.error
+    return {
+        "member": (("chain", "draw", "element"), found.member_of.reshape(chains, draws // chains, order)),
+        "predictive": (("element",), found.predictive_of),
+        "member_error": ((), np.asarray(error.member)),
+        "member_error_se": ((), np.asarray(error.member_se)),
+        "predictive_error": ((), np.asarray(error.predictive)),
+        "predictive_error_se": ((), np.asarray(error.predictive_se)),
+        "emergence": ((), np.asarray(error.emergence)),
+        "floor": ((), np.asarray(error.floor)),
+    }
 
 
 @jax.jit

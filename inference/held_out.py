@@ -25,8 +25,8 @@ def held_out_density(
     key: jax.Array,
     *data: Any,
     num_draws: int = 200,
-    draw_batch: int = 32,
-    data_batch: int = 1024,
+    draw_batch: int = 16,
+    data_batch: int = 128,
     linearise: bool | None = None,
 ) -> PredictiveDensity:
     """The log predictive density of rows that were not fitted, in nats per row, for any likelihood.

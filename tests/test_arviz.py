@@ -12,8 +12,22 @@ import numpyro.distributions as dist
 import pytest
 import scipy.stats
 
-from bayes_sym.errors import ModelError, OptionError
-from bayes_sym.inference import MAP, NUTS, Laplace, Problem, Variational, evidence_table, fit, predict, to_arviz
+from bayes_sym import groups as groups_
+from bayes_sym import representations
+from bayes_sym.diagnostics import equivariance_error_from_draws
+from bayes_sym.errors import GroupActionError, ModelError, OptionError
+from bayes_sym.inference import (
+    MAP,
+    NUTS,
+    Laplace,
+    MeanFieldLaplace,
+    Problem,
+    Variational,
+    evidence_table,
+    fit,
+    predict,
+    to_arviz,
+)
 from bayes_sym.layers import Activation, Dense, Sequential, random_module
 from bayes_sym.priors import IndependentScales
 
@@ -49,9 +63,13 @@ SCHEMES = {
     "map": (MAP(), 20),
     "laplace": (Laplace(optimise=("noise/*",)), 60),
     "variational": (Variational(), 60),
+    "family": (Variational(MeanFieldLaplace()), 60),
     "nuts": (NUTS(num_warmup=20, num_chains=2, max_tree_depth=4), 50),
 }
-DRAWS = {"map": (1, 1), "laplace": (1, 40), "variational": (1, 40), "nuts": (2, 30)}
+DRAWS = {"map": (1, 1), "laplace": (1, 40), "variational": (1, 40), "family": (1, 40), "nuts": (2, 30)}
+
+
+SWAP = representations.regular(groups_.cyclic(2))  # the two inputs change places
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +83,7 @@ def fits(data):
 def trees(data, fits):
     problem, key = Problem(net_model), jax.random.key(1)
     return {
-        name: to_arviz(found, problem, key, *data, num_draws=40, posterior_predictive=True, inputs=(data[0][:5],))
+        name: to_arviz(found, problem, key, *data, num_draws=40, posterior_predictive=True, inputs=(data[0][:5],), action=SWAP)
         for name, found in fits.items()
     }
 
@@ -87,6 +105,7 @@ def test_groups_and_shapes(name, trees, data):
         "observed_data",
         "constant_data",
         "predictions_constant_data",
+        "equivariance",
     }
     posterior = tree["posterior"]
     weights = ["net.0.bias", "net.0.weight", "net.2.weight"]
@@ -107,9 +126,34 @@ def test_groups_and_shapes(name, trees, data):
         "map": {"lp"},
         "laplace": {"lp", "log_q"},
         "variational": {"lp", "log_q"},
+        "family": {"lp", "log_q"},
         "nuts": {"lp", "acceptance_rate", "diverging", "n_steps"},
     }
     assert set(tree["sample_stats"].data_vars) == stats[name]
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_the_equivariance_group_is_that_of_the_predictions(name, trees, fits, data):
+    tree, (chains, draws) = trees[name], DRAWS[name]
+    found = tree["equivariance"]
+    assert found["member"].dims == ("chain", "draw", "element") and found["member"].shape == (chains, draws, 2)
+    assert found["predictive"].dims == ("element",)
+    x = data[0][:5]
+    problem, fitted = Problem(net_model), fits[name]
+    if name == "nuts":  # all its draws, as samples in constrained coordinates
+        z = {site: value.reshape(-1, *value.shape[2:]) for site, value in fitted.posterior.draws.items()}
+        fitted = jax.vmap(lambda z: problem.constrain(z, data))(z)
+    count = chains * draws
+    both = predict(problem, fitted, jax.random.key(1), np.concatenate([x, x[:, ::-1]]), num_draws=count).reshape(count, 2, 5)
+    expected = equivariance_error_from_draws(both)
+    for variable, attribute in [("predictive_error", "predictive"), ("member_error", "member")]:
+        for end in ("", "_se"):
+            assert float(found[variable + end]) == pytest.approx(getattr(expected, attribute + end), rel=1e-3, abs=1e-9)
+    assert float(found["emergence"]) == pytest.approx(expected.emergence, rel=1e-3, abs=1e-6)
+    d = (both[:, 1] - both[:, 0]).astype(np.float64)
+    np.testing.assert_allclose(found["member"].values.reshape(count, 2)[:, 1], (d**2).mean(axis=1), rtol=1e-3, atol=1e-9)
+    assert (found["member"].values[..., 0] == 0).all() and float(found["predictive"][0]) == 0
+    assert float(found["predictive"].mean()) == pytest.approx(expected.predictive, rel=1e-3, abs=1e-9)
 
 
 def test_attributes(trees, fits):
@@ -121,7 +165,7 @@ def test_attributes(trees, fits):
     assert trees["laplace"].attrs["log_evidence"] == float(fits["laplace"].posterior.log_evidence)
     assert trees["laplace"].attrs["point_sites"] == "noise.sigma"
     assert trees["variational"].attrs["evidence_kind"] == "elbo"
-    assert [bool(trees[name].attrs["linearised"]) for name in SCHEMES] == [False, True, False, False]
+    assert [bool(trees[name].attrs["linearised"]) for name in SCHEMES] == [False, True, False, False, False]
     assert "log_evidence" not in trees["map"].attrs and "log_evidence" not in trees["nuts"].attrs
 
 
@@ -216,7 +260,7 @@ def test_replicated_observations_have_the_predictive_moments(data, fits):
 
 @pytest.mark.filterwarnings("ignore")  # of ArviZ, about few draws and high k-hat
 def test_arviz_reads_it(trees):
-    for name in ("laplace", "variational", "nuts"):
+    for name in ("laplace", "variational", "family", "nuts"):
         loo = az.loo(trees[name])
         assert np.isfinite(loo.elpd_loo if hasattr(loo, "elpd_loo") else loo.elpd)
         summary = az.summary(trees[name])
@@ -261,6 +305,8 @@ def test_refusals(data, fits):
         to_arviz(fits["variational"], Problem(line_model), key, *data)
     with pytest.raises(OptionError, match="linearise=True needs a Gaussian"):
         to_arviz(fits["map"], problem, key, *data, linearise=True)
+    with pytest.raises(GroupActionError, match="the action is of C2, but the output representation of C3"):
+        to_arviz(fits["map"], problem, key, *data, action=SWAP, output=representations.trivial(groups_.cyclic(3), 1))
 
 
 def test_several_plates_name_their_axes(data):
