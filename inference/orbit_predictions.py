@@ -143,25 +143,34 @@ def equivariance_of_draws(
     data = rows.as_arrays((x,))
     rows.check_finite(data)
     total, order = rows.num_rows(data), action.group.order
-    if drawn.count == 2:
+    if drawn.num_draws == 2:
         raise OptionError("two draws are too few for a jackknife over draws: ask for at least 3, or 1 for a point estimate")
     # An empty run of the sweep, so that sizes that do not fit are refused before any compute.
-    plan = None if sizes is None else defect_sweep(np.zeros((drawn.count, 1, 1)), sizes, repeats)
+    plan = None if sizes is None else defect_sweep(np.zeros((drawn.num_draws, 1, 1)), sizes, repeats)
     shape = _checked_outputs(drawn, site, data, action, output)
-    bound = max(1, _HELD // (drawn.count * order * math.prod(shape)))
+    bound = max(1, _HELD // (drawn.num_draws * order * math.prod(shape)))
     examples = min(total, bound if data_batch is None else min(bound, data_batch))
-    at_once, on_orbits = blocks_of(drawn, site, data, min(draw_batch, drawn.count), order * examples)
+    at_once, on_orbits = blocks_of(drawn, site, data, min(draw_batch, drawn.num_draws), order * examples)
     examples = max(1, on_orbits // order)
     values = _in_blocks(drawn.values, at_once)
     sets = () if plan is None else tuple((size, plan.repeats) for size in plan.sizes)
-    sums = Accumulated.zeros(drawn.count, order, total, sets)
+    sums = Accumulated.zeros(drawn.num_draws, order, total, sets)
     with tqdm(total=total, desc="examples on their orbits", disable=not progress, file=sys.stderr, leave=False) as bar:
         waiting: tuple[int, OrbitSums] | None = None
         for start in range(0, total, examples):
             index = np.minimum(np.arange(start, start + examples), total - 1)
             valid = np.arange(start, start + examples) < total
             found = sums_of_block(
-                drawn.problem, site, action, output, drawn.count, sets, values, drawn.center, data[0][index], jnp.asarray(valid)
+                drawn.problem,
+                site,
+                action,
+                output,
+                drawn.num_draws,
+                sets,
+                values,
+                drawn.center,
+                data[0][index],
+                jnp.asarray(valid),
             )
             if waiting is not None:  # added up while the next block is under way
                 bar.update(sums.add(*waiting))
@@ -173,8 +182,8 @@ def equivariance_of_draws(
     if isinstance(action, SampledRotations):
         error = replace(error, floor=action.floor(data[0]))
     member_of = np.pad(squares * order / total, ((0, 0), (1, 0)))
-    pairs = max(1, drawn.count * (drawn.count - 1))
-    predictive_of = member_of[0] if drawn.count == 1 else np.pad(elements * order / (total * pairs), (1, 0))
+    pairs = max(1, drawn.num_draws * (drawn.num_draws - 1))
+    predictive_of = member_of[0] if drawn.num_draws == 1 else np.pad(elements * order / (total * pairs), (1, 0))
     sweep = None
     if plan is not None:
         unbiased, plug_in = (part / (order * total) for part in sums.sweep())

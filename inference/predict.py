@@ -64,10 +64,10 @@ def predict(
     rows.check_finite(data)
     total = rows.num_rows(data)
     drawn = draw(problem, fit, key, num_draws, linearise)
-    draw_batch, size = blocks_of(drawn, site, data, min(draw_batch, drawn.count), min(data_batch, total))
+    draw_batch, size = blocks_of(drawn, site, data, min(draw_batch, drawn.num_draws), min(data_batch, total))
     # Blocks that would be short are filled up with repeated rows, so that one program serves them all.
     blocks = []
-    for first in range(0, drawn.count, draw_batch):
+    for first in range(0, drawn.num_draws, draw_batch):
         some = {name: value[first : first + draw_batch] for name, value in drawn.values.items()}
         parts = []
         for start in range(0, total, size):
@@ -92,7 +92,7 @@ class Drawn(NamedTuple):
     center: Values | None
 
     @property
-    def count(self) -> int:
+    def num_draws(self) -> int:
         """The number of draws."""
         return len(next(iter(self.values.values())))
 

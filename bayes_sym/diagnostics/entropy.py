@@ -88,15 +88,19 @@ def entropy_decomposition(draws: ArrayLike, *, correct: bool = True) -> EntropyD
     if correct:
         total_of = count * total_of - (count - 1) * without.mean(axis=0)
     left_out = (count * aleatoric_of - singles) / (count - 1)
-    parts = []
-    for of_examples, of_draws in (
-        (total_of, without),
-        (aleatoric_of, left_out),
-        (total_of - aleatoric_of, without - left_out),
-    ):
-        se, _ = two_way.standard_error([two_way.over_examples(of_examples), two_way.jackknife(of_draws.mean(axis=1))])
-        parts += [float(of_examples.mean()), se]
-    return EntropyDecomposition(*parts, total_of, aleatoric_of, total_of - aleatoric_of, count)
+    total, total_se = _mean(total_of, without)
+    aleatoric, aleatoric_se = _mean(aleatoric_of, left_out)
+    epistemic_of = total_of - aleatoric_of
+    epistemic, epistemic_se = _mean(epistemic_of, without - left_out)
+    return EntropyDecomposition(
+        total, total_se, aleatoric, aleatoric_se, epistemic, epistemic_se, total_of, aleatoric_of, epistemic_of, count
+    )
+
+
+def _mean(of_examples: np.ndarray, without: np.ndarray) -> tuple[float, float]:
+    """The mean over examples, and its standard error with the values (draws, examples) without one draw each."""
+    se, _ = two_way.standard_error([two_way.over_examples(of_examples), two_way.jackknife(without.mean(axis=1))])
+    return float(of_examples.mean()), se
 
 
 def _entropy(p: np.ndarray) -> np.ndarray:

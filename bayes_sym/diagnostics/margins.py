@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from ..errors import OptionError
 from . import two_way
@@ -18,7 +19,7 @@ def defect_from_margins(
     cross_of_draws: np.ndarray,
     cross_of_examples: np.ndarray,
     *,
-    clusters: np.ndarray | None = None,
+    clusters: ArrayLike | None = None,
 ) -> EquivarianceError:
     """The defects that `defect_from_products` gives for pairs of draws, from the margins of its two arrays.
 
