@@ -5,7 +5,14 @@ import subprocess
 import sys
 import time
 
+import jax
+import numpy as np
 import pytest
+
+from bayes_sym.diagnostics import equivariance_error_from_draws
+from bayes_sym.experiments import Options
+from bayes_sym.experiments.orbit_expansion import ORBIT_EXPANSION
+from bayes_sym.inference import compare, fit, predict
 
 
 def _run(out, seed):
@@ -47,3 +54,57 @@ def test_digits_c4_has_the_expected_shape_and_repeats(tmp_path):
     # one net, one evidence: it keeps the symmetry where the data have it, and breaks it where they have not
     upright, rotated = first["soft-laplace"], first["soft-laplace-rotated"]
     assert rotated["equivariance_error"] < 0.2 * upright["equivariance_error"]
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_orbit_expansion_beats_the_small_net_and_is_equivariant(seed):
+    wanted = ("baseline", "wide", "expand-diag")
+    cells = [cell for cell in ORBIT_EXPANSION.plan(Options(seed=seed)) if cell.name in wanted]
+    rows = {row["method"]: row for row in compare(cells, jax.random.key(seed), progress=False).rows}
+    print(
+        {
+            name: {k: row[k] for k in ("orbit_accuracy", "nll", "equivariance_error", "orbit_agreement")}
+            for name, row in rows.items()
+        }
+    )
+    small, diag = rows["baseline"], rows["expand-diag"]
+    assert small["equivariance_error"] > 0.03
+    assert diag["equivariance_error"] < 2e-3 and diag["orbit_agreement"] > 0.97
+    assert diag["orbit_accuracy"] >= small["orbit_accuracy"] + 0.05
+    assert diag["nll"] <= 0.49
+    assert set(rows) == set(wanted) and all("averaged_nll" in row for row in rows.values())
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_tied_q_is_equivariant_at_every_checkpoint(seed, optimizer):
+    plan = ORBIT_EXPANSION.plan(Options(seed=seed, task="optimizers"))
+    (cell,) = [cell for cell in plan if cell.name == f"tied-{optimizer}"]
+    x = cell.test[0]
+    images = np.asarray(cell.action.orbit(x, (1, 2))).reshape(-1, *x.shape[1:])
+    found = []
+
+    def look(progress):
+        posterior = progress.posterior()
+        draws = predict(posterior.problem, posterior, jax.random.key(1), images, num_draws=64)
+        error = equivariance_error_from_draws(draws.reshape(64, 4, len(x), -1))
+        found.append((progress.step, error.predictive, error.predictive_se, error.member))
+
+    fit(
+        cell.problem,
+        cell.scheme,
+        jax.random.key(seed),
+        *cell.data,
+        num_steps=cell.num_steps,
+        batch_size=cell.batch_size,
+        callbacks=(look,),
+        chunk=200,
+        progress=False,
+    )
+    print(seed, optimizer, found)
+    assert len(found) >= 5
+    assert all(abs(predictive) < 3 * se and member > 20 * abs(predictive) for _, predictive, se, member in found)
