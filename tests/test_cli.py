@@ -286,7 +286,7 @@ def grid(options):
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
     (tmp_path / "tests_toy.py").write_text(TOY)
-    flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_parallel_codegen_split_count=1"
 
     def start(out, **more):
         environment = {**os.environ, "PYTHONPATH": str(tmp_path), "XLA_FLAGS": flags, **more}

@@ -360,7 +360,9 @@ rows = [{k: v for k, v in row.items() if k not in grid.COSTS} for row in found.r
 print(json.dumps(rows))
 """
 
-FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_parallel_codegen_split_count=1"
+if jax.__version_info__ < (0, 11):  # the flags of conftest.py
+    FAST += " --xla_cpu_use_fusion_emitters=false"
 
 
 def start(script, *arguments, flags=FAST):
