@@ -14,6 +14,8 @@ from .compare import Cell as Cell
 from .compare import compare as compare
 from .comparison import Comparison as Comparison
 from .effective import effective_parameters as effective_parameters
+from .estimate import Estimate as Estimate
+from .estimate import estimate_fit as estimate_fit
 from .evidence import Evidence as Evidence
 from .evidence import evidence_basis as evidence_basis
 from .evidence import log_evidence as log_evidence
@@ -33,6 +35,8 @@ from .families import OrbitGaussian as OrbitGaussian
 from .families import PerSite as PerSite
 from .families import as_guide as as_guide
 from .families import closedness as closedness
+from .figures import plot_evidence as plot_evidence
+from .figures import plot_tradeoff as plot_tradeoff
 from .fit import Fit as Fit
 from .fit import Progress as Progress
 from .fit import Status as Status
@@ -42,6 +46,8 @@ from .held import HeldEvidence as HeldEvidence
 from .held import hold_evidence as hold_evidence
 from .importance import ImportanceEvidence as ImportanceEvidence
 from .importance import importance_evidence as importance_evidence
+from .interrupt import Interrupted as Interrupted
+from .intervals import over_seeds as over_seeds
 from .laplace import Laplace as Laplace
 from .linearised import linearised as linearised
 from .map import MAP as MAP
@@ -60,6 +66,8 @@ from .prior_asymmetry import prior_asymmetry as prior_asymmetry
 from .problem import Problem as Problem
 from .scheme import Info as Info
 from .scheme import Scheme as Scheme
+from .seeds import fit_seeds as fit_seeds
+from .seeds import revive as revive
 from .selection import BestOnValidation as BestOnValidation
 from .symmetrisation import TrainingAccuracy as TrainingAccuracy
 from .variational import Variational as Variational
