@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from bayes_sym.errors import OptionError
+from bayes_sym.representations import Representation
 
 from ..blocks import Block
 from ..prior_parts import PriorPart
-from .family import Family, Moments, Reps, Values
+from .family import Closedness, Family, Moments, Reps, Values
 from .mean_field import MeanField
 
 
@@ -162,6 +163,13 @@ class PerSite(Family):
         """That of the site's family."""
         family, own = self.owner(params, name)
         return family.scatter(own, name, part) if family.support == "real" else None
+
+    def closedness(self, rep: Representation) -> Closedness:
+        """What holds on every site, whichever family it has; `check_closed` asks the families of the sites that move."""
+        found = [family.closedness(rep) for family in self.families()]
+        reasons = (f"{type(f).__name__}: {c.reason}" for f, c in zip(self.families(), found, strict=True) if c.reason)
+        levels = (all(each[level] for each in found) for level in range(3))
+        return Closedness(*levels, next(reasons, ""))
 
     def push(self, params: dict[str, Any], reps: Reps, g: int | jax.Array) -> dict[str, Any]:
         """Every member with its sites' representations."""
