@@ -99,6 +99,9 @@ class Marginals:
 
     @staticmethod
     def _kl(p, q):
+        if p is q:
+            return 0.0
+
         def integrand(x):
             return p.pdf(x) * (p.logpdf(x) - q.logpdf(x))
 
@@ -570,6 +573,8 @@ def test_closedness_is_that_of_the_table(name, action, x64):
 
 
 CLOSED = [(name, action) for name in ROWS for action in REPS if levels_of(name, action) != "000"]
+# one action that does not factor is a permutation like others to all families but those that hold covariances
+CLOSED = [pair for pair in CLOSED if pair[1] != "D4 on pixels" or pair[0] in ("mean_field", "full", "orbit")]
 every_closed = pytest.mark.parametrize(("name", "action"), CLOSED)
 
 
