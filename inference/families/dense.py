@@ -176,7 +176,8 @@ class _DenseGaussian(ExponentialFamily):
 
     def from_natural(self, eta: Any, like: DenseParams) -> DenseParams:
         """By a Cholesky factorisation of the precision per block."""
-        means, triangles = {}, []
+        means: Values = {}
+        triangles = []
         for layout, (first, second) in zip(like.layouts, eta, strict=True):
             lower = jnp.linalg.cholesky(-2 * second)
             solve = partial(jax.scipy.linalg.solve_triangular, lower, lower=True)
@@ -186,7 +187,8 @@ class _DenseGaussian(ExponentialFamily):
 
     def from_expectation(self, mean: Any, like: DenseParams) -> DenseParams:
         """By a Cholesky factorisation of the covariance per block."""
-        means, triangles = {}, []
+        means: Values = {}
+        triangles = []
         for layout, (first, second) in zip(like.layouts, mean, strict=True):
             means |= layout.unflatten(first)
             lower = jnp.linalg.cholesky(second - jnp.outer(first, first))

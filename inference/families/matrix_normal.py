@@ -110,8 +110,8 @@ class MatrixNormal(Family):
         """The means and the products of the factors' diagonals."""
         variance = {}
         for name, mean in params.mean.items():
-            rows = [(triangular(factor[name]) ** 2).sum(axis=1) for factor in (params.left, params.right)]
-            variance[name] = jnp.outer(*rows).reshape(mean.shape)
+            inputs, outputs = ((triangular(factor[name]) ** 2).sum(axis=1) for factor in (params.left, params.right))
+            variance[name] = jnp.outer(inputs, outputs).reshape(mean.shape)
         return Moments(params.mean, variance)
 
     def closedness(self, rep: Representation) -> Closedness:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from bayes_sym.errors import OptionError
+from bayes_sym.representations import Representation
 
 from ..blocks import Block
 from ..prior_parts import PriorPart
-from .family import Family, Moments, Reps, Values
+from .family import Closedness, Family, Moments, Reps, Values
 from .mean_field import MeanField
 
 
@@ -163,6 +164,13 @@ class PerSite(Family):
         family, own = self.owner(params, name)
         return family.scatter(own, name, part) if family.support == "real" else None
 
+    def closedness(self, rep: Representation) -> Closedness:
+        """What holds on every site, whichever family it has; `check_closed` asks the families of the sites that move."""
+        found = [family.closedness(rep) for family in self.families()]
+        reasons = (f"{type(f).__name__}: {c.reason}" for f, c in zip(self.families(), found, strict=True) if c.reason)
+        push_forward, log_affine, moment = (all(each[level] for each in found) for level in range(3))
+        return Closedness(push_forward, log_affine, moment, next(reasons, ""))
+
     def push(self, params: dict[str, Any], reps: Reps, g: int | jax.Array) -> dict[str, Any]:
         """Every member with its sites' representations."""
         return self._each("push", params, reps, g)
@@ -194,11 +202,14 @@ class PerSite(Family):
             family.check_closed({name: reps[name] for name in names}, level)
 
 
+_Map = Callable[[jax.Array], jax.Array]
+
+
 def _same(value: jax.Array) -> jax.Array:
     return value
 
 
 # from unconstrained coordinates to the family's, back, and log|d theta / dz| at theta
-_OUT = {"real": _same, "positive": jnp.exp, "unit": jax.nn.sigmoid}
-_IN = {"real": _same, "positive": jnp.log, "unit": jax.scipy.special.logit}
-_LOG_DET = {"real": jnp.zeros_like, "positive": jnp.log, "unit": lambda t: jnp.log(t) + jnp.log1p(-t)}
+_OUT: dict[str, _Map] = {"real": _same, "positive": jnp.exp, "unit": jax.nn.sigmoid}
+_IN: dict[str, _Map] = {"real": _same, "positive": jnp.log, "unit": jax.scipy.special.logit}
+_LOG_DET: dict[str, _Map] = {"real": jnp.zeros_like, "positive": jnp.log, "unit": lambda t: jnp.log(t) + jnp.log1p(-t)}
