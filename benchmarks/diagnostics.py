@@ -84,7 +84,7 @@ def main() -> None:
     three = {name: value[:3, None] for name, value in draws.items()}
     forward = jax.jit(lambda values, x: means(PROBLEM, None, values, None, (x,)))
     mapped = jax.jit(lambda values, x: jax.lax.map(lambda one: means(PROBLEM, None, one, None, (x,)), values))
-    some, held = 64, 128
+    some, held = min(256, examples), 128
 
     def in_rows() -> Any:
         """One draw, 1,024 rows at a time."""

@@ -66,19 +66,20 @@ def sums_of_block(
         flat = here.reshape(-1, *shape)
         here = jnp.stack([output.transform(g, flat).reshape(found[:, 0].shape) for g in range(1, order)], axis=1)
     d = jnp.where(valid.reshape(1, 1, -1, *(1 for _ in shape)), found[:, 1:] - here, 0).reshape(count, order - 1, examples, -1)
-    # sums of products, not matrix products: an accelerator would round their factors
-    squares = (d * d).sum(axis=3)
-    cross = (d * d.sum(axis=0, keepdims=True)).sum(axis=3) - squares  # d_t . (sum of the other draws)
+    total = d.sum(axis=0)
+    squares, of_columns, of_total = (d * d).sum(axis=(2, 3)), (d * d).sum(axis=0), total * total
+    # d_t . (sum of the other draws): sums of it over draws are |sum_t d_t|^2 - sum_t |d_t|^2
+    with_total = jnp.einsum("tk,k->t", d.reshape(count, -1), total.reshape(-1), precision="highest")
     of_sums = []
     for size, repeats in sets:
-        total = d[: size * repeats].reshape(repeats, size, -1).sum(axis=1)
-        of_sums.append((total * total).sum(axis=1))
+        of_set = d[: size * repeats].reshape(repeats, size, -1).sum(axis=1)
+        of_sums.append((of_set * of_set).sum(axis=1))
     margins = (
-        squares.sum(axis=2),
-        squares.sum(axis=(0, 1)),
-        cross.sum(axis=(1, 2)),
-        cross.sum(axis=(0, 1)),
-        cross.sum(axis=(0, 2)),
+        squares,
+        of_columns.sum(axis=(0, 2)),
+        with_total - squares.sum(axis=1),
+        (of_total - of_columns).sum(axis=(0, 2)),
+        (of_total - of_columns).sum(axis=(1, 2)),
     )
     return OrbitSums(margins, tuple(of_sums))
 
