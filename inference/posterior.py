@@ -174,8 +174,13 @@ class FamilyPosterior(Posterior):
     evidence_kind: str | None = None
 
     def sample_unconstrained(self, key: jax.Array, n: int) -> Values:
-        """`n` draws of q."""
-        return jax.vmap(lambda noise: self.family.sample(self.params, noise))(self.family.noise(key, self.params, n))
+        """`n` independent draws of q: the noise of one key would come in antithetic pairs."""
+
+        def one(key: jax.Array) -> Values:
+            noise = jax.tree.map(lambda leaf: leaf[0], self.family.noise(key, self.params, 1))
+            return self.family.sample(self.params, noise)
+
+        return jax.vmap(one)(jax.random.split(key, n))
 
     def log_prob(self, z: Values) -> jax.Array:
         """log q."""

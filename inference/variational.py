@@ -24,6 +24,7 @@ from .map import ADAM
 from .natural import NaturalGradient, check_natural
 from .posterior import FamilyPosterior, GaussianPosterior
 from .problem import Problem, Structure, Values
+from .row_blocks import RowBlocks, mean_gradient
 from .rows import Data
 from .scheme import Info, Scheme, check_start
 from .symmetrisation import Symmetrisation, TrainingAccuracy, hold
@@ -39,6 +40,15 @@ class VariationalState(NamedTuple):
 
     params: Any
     optimizer: Any
+
+
+class _Draw(NamedTuple):
+    """One draw of z, or with a leading axis several: the noise of q, keys of the model's and of local noise, and its sign."""
+
+    noise: Any
+    key: jax.Array
+    key_local: jax.Array
+    sign: jax.Array
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,9 @@ class Variational(Scheme):
             the same expectation and less variance (factorised Gaussians only; other sites are drawn as before).
         conjugate: Gamma-distributed prior precisions, by name, that get the closed-form optimum after every step.
         start: what the first weights are multiplied with.
+        rows_at_once: None sees all draws and rows of a step at once; a number takes the draws one by one and the rows in blocks
+            of so many, which must divide them. The estimate is the same (local noise is drawn per block), in the memory of one
+            draw and block: on a CPU faster where all draws of a layer's outputs do not fit the caches.
     """
 
     family: Family = MeanField()
@@ -71,6 +84,7 @@ class Variational(Scheme):
     noise: str = "weights"
     conjugate: tuple[str, ...] = ()
     start: float = 1.0
+    rows_at_once: int | None = None
     _crossed: bool = field(default=False, repr=False)
 
     @property
@@ -87,6 +101,8 @@ class Variational(Scheme):
             raise OptionError(f"num_particles must be at least 1, got {self.num_particles}")
         if self.noise not in ("weights", "local"):
             raise OptionError(f"noise must be 'weights' or 'local', got {self.noise!r}")
+        if self.rows_at_once is not None and self.rows_at_once < 1:
+            raise OptionError(f"rows_at_once must be None or at least 1, got {self.rows_at_once}")
         if self.family.support != "real":
             raise OptionError(f"{type(self.family).__name__} is no family for all sites: use PerSite(((pattern, family), ...))")
         if self.noise == "local" and not local_sites(self.family, structure):
@@ -139,15 +155,7 @@ class Variational(Scheme):
             return jnp.zeros(())
 
         jax.eval_shape(look, jax.random.key(0))
-        if not isinstance(family, PerSite):
-            assert isinstance(family, OrbitGaussian)
-            return family.resolved(priors)
-        own = [
-            (pattern, member.resolved(priors) if isinstance(member, OrbitGaussian) else member)
-            for pattern, member in family.members
-        ]
-        rest = family.otherwise
-        return PerSite(tuple(own), rest.resolved(priors) if isinstance(rest, OrbitGaussian) else rest)
+        return family.resolved(priors)
 
     def init(self, key: jax.Array, problem: Problem, data: Data) -> VariationalState:
         """q centred at a draw from the prior."""
@@ -167,11 +175,7 @@ class Variational(Scheme):
             weight = factor / self.augment.copies if self.augment_weight == "mean" else factor
         keep = self.symmetrise.hold if self.symmetrise is not None and self._crossed else "none"
         reps = {} if self.symmetrise is None or keep == "none" else self.symmetrise.reps(problem, batch)
-
-        def loss(params: Any) -> jax.Array:
-            return -self.elbo(key_noise, params, problem, seen, weight, self.num_particles, family=family) / total
-
-        value, gradient = jax.value_and_grad(loss)(state.params)
+        value, gradient = self._gradient(key_noise, state.params, problem, seen, weight, total, family)
         if keep in ("gradient", "tie"):
             gradient = hold(family, gradient, reps)
         if isinstance(self.optimizer, NaturalGradient):
@@ -207,21 +211,30 @@ class Variational(Scheme):
     ) -> jax.Array:
         """The evidence lower bound in nats, estimated with `num_particles` draws."""
         family = self.resolved(problem, data) if family is None else family
-        noise = family.noise(key, params, num_particles)
-        local = local_sites(family, problem.structure(*data)) if self.noise == "local" else {}
-        moments = family.moments(params) if local else None
+        draws = self._draws(key, params, family, num_particles)
+        one = partial(self._one, params, problem, data, factor, family)
+        return jax.vmap(one)(draws).mean() + family.entropy(params)
 
-        def one(noise: Any, key: jax.Array, key_local: jax.Array, sign: jax.Array) -> jax.Array:
-            z = family.sample(params, noise)
-            recorder = None
-            if moments is not None:
-                taps = problem.structure(*data).taps
-                drawn = {site for tap in local for site in (taps[tap].weight, taps[tap].bias) if site is not None}
-                z = {name: moments.mean[name] if name in drawn else value for name, value in z.items()}
-                scales = {name: jnp.sqrt(moments.variance[name]) for name in drawn}
-                recorder = LocalNoise(local, scales, key_local, sign)
-            return _bound(family, params, problem, z, data, factor, key, recorder)[0]
+    def _gradient(
+        self, key: jax.Array, params: Any, problem: Problem, data: Data, factor: Any, total: Any, family: Family
+    ) -> tuple[jax.Array, Any]:
+        """-ELBO/total and its gradient, all at once or over blocks of rows."""
+        if self.rows_at_once is None:
 
+            def loss(params: Any) -> jax.Array:
+                return -self.elbo(key, params, problem, data, factor, self.num_particles, family=family) / total
+
+            return jax.value_and_grad(loss)(params)
+        blocks = RowBlocks(data, self.rows_at_once, problem.row_args)
+
+        def part(params: Any, draw: _Draw, block: Data, i: jax.Array) -> jax.Array:
+            own = draw._replace(key=jax.random.fold_in(draw.key, i), key_local=jax.random.fold_in(draw.key_local, i))
+            bound = self._one(params, problem, block, factor * blocks.count, family, own)
+            return -(bound + family.entropy(params)) / total
+
+        return mean_gradient(part, params, self._draws(key, params, family, self.num_particles), blocks)
+
+    def _draws(self, key: jax.Array, params: Any, family: Family, num_particles: int) -> _Draw:
         # pairs share their key, with opposite signs: noise that is drawn locally is antithetic as the weights' is
         pairs = num_particles if num_particles % 2 else num_particles // 2
         keys_local = jax.random.split(jax.random.fold_in(key, 1), pairs)
@@ -229,7 +242,21 @@ class Variational(Scheme):
         if num_particles % 2 == 0:
             keys_local, sign = jnp.concatenate([keys_local, keys_local]), jnp.concatenate([sign, -sign])
         keys = jax.random.split(key, num_particles)
-        return jax.vmap(one)(noise, keys, keys_local, sign.astype(jnp.result_type(float))).mean() + family.entropy(params)
+        return _Draw(family.noise(key, params, num_particles), keys, keys_local, sign.astype(jnp.result_type(float)))
+
+    def _one(self, params: Any, problem: Problem, data: Data, factor: Any, family: Family, draw: _Draw) -> jax.Array:
+        """The bound less the entropy of q at one draw."""
+        z = family.sample(params, draw.noise)
+        structure = problem.structure(*data)
+        local = local_sites(family, structure) if self.noise == "local" else {}
+        recorder = None
+        if local:
+            moments, taps = family.moments(params), structure.taps
+            drawn = {site for tap in local for site in (taps[tap].weight, taps[tap].bias) if site is not None}
+            z = {name: moments.mean[name] if name in drawn else value for name, value in z.items()}
+            scales = {name: jnp.sqrt(moments.variance[name]) for name in drawn}
+            recorder = LocalNoise(local, moments.mean, scales, draw.key_local, draw.sign)
+        return _bound(family, params, problem, z, data, factor, draw.key, recorder)[0]
 
     def _curvature(
         self, key: jax.Array, family: Family, params: Any, problem: Problem, data: Data, factor: Any
@@ -292,7 +319,7 @@ class Variational(Scheme):
 
     def position(self, state: VariationalState) -> Values:
         """The means of the sites on the reals, and the others' in unconstrained coordinates."""
-        return _position(self.family, self.conjugate, state.params)
+        return conjugate_family(self.family, self.conjugate).center(state.params)
 
 
 def _bound(
@@ -320,15 +347,6 @@ def _bound(
         else:
             bound, surplus = bound + expected, surplus + here - expected
     return bound, surplus
-
-
-def _position(family: Family, conjugate: tuple[str, ...], params: Any) -> Values:
-    family = conjugate_family(family, conjugate)
-    if isinstance(family, PerSite):
-        return family.center(params)
-    if isinstance(family, OrbitGaussian):
-        return params.mean
-    return family.moments(params).mean
 
 
 @partial(jax.jit, static_argnames=("scheme", "problem"))

@@ -306,14 +306,15 @@ def test_flipped_noise_keeps_the_correlation_of_pixels_that_share_a_weight(x64):
     patches = np.asarray(spec.patches(x)).reshape(16, 9)
     exact = 0.09 * (np.einsum("pi,qi->pq", patches, patches) + 1)  # of every output channel; 1 for the bias
 
-    scales = {f"net.0.{name}": jnp.full_like(value, 0.3) for name, value in mean.items()}
+    means = {f"net.0.{name}": value for name, value in mean.items()}
+    scales = {name: jnp.full_like(value, 0.3) for name, value in means.items()}
 
     @jax.jit
     def draw(key):
         def net(x):
             return spec.apply(mean, x, path="net.0")
 
-        with LocalNoise({"net.0": "net.0.weight"}, scales, key, jnp.ones(())):
+        with LocalNoise({"net.0": "net.0.weight"}, means, scales, key, jnp.ones(())):
             return net(x)
 
     draws = np.asarray(jax.lax.map(draw, jax.random.split(KEY, 20_000)))[:, 0].reshape(-1, 16, 3)
@@ -357,6 +358,13 @@ def test_positive_sites_can_have_families_of_their_own(x64):
 def test_options_out_of_range_are_refused_before_any_step(scheme, message):
     with pytest.raises(OptionError, match=message):
         fit(LINEAR, scheme(), KEY, X.astype(np.float32), Y.astype(np.float32), num_steps=2, progress=False)
+
+
+def test_posterior_draws_are_independent_though_those_of_a_step_come_in_pairs(x64):
+    done = fit(LINEAR, Variational(MeanFieldLaplace()), KEY, X, Y, num_steps=3, progress=False)
+    draws = np.asarray(done.posterior.sample_unconstrained(KEY, 4000)["w"]) - np.asarray(done.state.params.loc["w"])
+    paired = (draws[:2000] * draws[2000:]).mean(axis=0) / draws.var(axis=0)
+    assert np.abs(paired).max() < 4 / np.sqrt(2000)
 
 
 def test_a_second_fit_compiles_nothing():
