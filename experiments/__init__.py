@@ -7,22 +7,30 @@ import os
 # hundred times as long (docs/decisions.md).
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+from .arrangements import ARRANGEMENTS
 from .digits_c4 import DIGITS_C4
 from .experiment import Experiment as Experiment
 from .experiment import Options as Options
+from .families import FAMILIES
 from .findings import Findings as Findings
 from .orbit_expansion import ORBIT_EXPANSION
 from .planted_symmetry import PLANTED_SYMMETRY
+from .prior_invariance import PRIOR_INVARIANCE
 from .quadrant import QUADRANT
+from .sample_complexity import SAMPLE_COMPLEXITY
 
 
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
     for experiment in (
+        ARRANGEMENTS,
         DIGITS_C4,
+        FAMILIES,
         ORBIT_EXPANSION,
         PLANTED_SYMMETRY,
+        PRIOR_INVARIANCE,
         QUADRANT,
+        SAMPLE_COMPLEXITY,
     )
 }
 """Every experiment by name; a new one is a file of its own and an entry here."""
