@@ -1,11 +1,13 @@
 """Runs notebooks at full size and keeps their outputs for the site: python docs/run_notebooks.py [01_first_model ...]."""
 
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 
-sys.path.insert(0, str(Path(__file__).parent / "hooks"))
+HOOKS = Path(__file__).parent / "hooks"
+sys.path.insert(0, str(HOOKS))
 
 import notebooks  # noqa: E402
 
@@ -17,5 +19,6 @@ for path in sorted(notebooks.SOURCES.glob("*.py")):
         print(f"{path.stem}: outputs are up to date")
         continue
     started = time.perf_counter()
-    folder = notebooks.run(path)
-    print(f"{path.stem}: {time.perf_counter() - started:.0f} s, outputs in {folder}")
+    # in a process of its own: notebooks set options of jax
+    subprocess.run([sys.executable, str(HOOKS / "notebooks.py"), str(path)], check=True)
+    print(f"{path.stem}: {time.perf_counter() - started:.0f} s, outputs in {notebooks.CACHE / path.stem}")

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,3 +108,7 @@ def _no_show(plt: Any) -> Iterator[None]:
         yield
     finally:
         plt.show = show
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]))
