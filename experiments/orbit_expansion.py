@@ -74,7 +74,7 @@ class _Setting:
 def _setting(options: Options) -> _Setting:
     if options.task not in ("fashion-mnist", "cifar10"):
         digits = datasets.digits(options.num_train or 300, seed=options.seed)
-        split = _Sets(tuple(digits.train), tuple(digits.validation), tuple(digits.test))
+        split = _Sets(*((part.x, part.y) for part in (digits.train, digits.validation, digits.test)))
         return _Setting(split, 8, 1, (8, 16), options.epochs or 100, 32, 6.0, 0.24, 2, "local", "adam")
     count = options.num_train or 5000
     read = datasets.fashion_mnist if options.task == "fashion-mnist" else datasets.cifar10
@@ -86,7 +86,7 @@ def _setting(options: Options) -> _Setting:
     def rows(index: np.ndarray) -> Labelled:
         return whole.train.x[index], whole.train.y[index]
 
-    split = _Sets(rows(order[:count]), rows(order[count : count + 1000]), tuple(whole.test))
+    split = _Sets(rows(order[:count]), rows(order[count : count + 1000]), (whole.test.x, whole.test.y))
     side, inputs = whole.train.x.shape[1], whole.train.x.shape[3]
     return _Setting(split, side, inputs, (32, 64), options.epochs or 500, 128, 3.0, 0.5, 10, "weights", "sgd")
 

@@ -142,7 +142,8 @@ def _factorised(
 
 @natural_step.register
 def _dense(params: DenseParams, gradient: Any, momentum: Any, options: NaturalGradient, curvature: Any) -> DenseParams:
-    means, triangles = {}, []
+    means: dict[str, jax.Array] = {}
+    triangles = []
     rate = options.rate if options.mean_rate is None else options.mean_rate
     for i, (layout, root) in enumerate(zip(params.layouts, params.roots, strict=True)):
         if curvature is None:

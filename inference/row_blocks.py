@@ -43,7 +43,7 @@ class RowBlocks:
             for leaf, is_row in zip(leaves, self._mask, strict=True)
         ]
 
-    def __getitem__(self, i: jax.Array) -> Data:
+    def __getitem__(self, i: int | jax.Array) -> Data:
         """Block `i`."""
         return jax.tree.unflatten(
             self._structure,
