@@ -63,7 +63,7 @@ FAMILIES: dict[str, Family] = {
 _LEVELS = ("push_forward", "log_affine", "moment")
 _WORDS: dict[tuple[bool, ...], str] = {
     (True, True, True): "transforms and both means",
-    (True, False, True): "transforms, matching moments",
+    (True, False, True): "transforms, moments",
     (True, False, False): "transforms only",
     (False, False, False): "not closed",
 }
