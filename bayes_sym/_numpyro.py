@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from numpyro.primitives import _PYRO_STACK, Messenger, apply_stack
 __all__ = ["At", "Messenger", "in_plate", "is_positive", "is_real", "log_prob_of", "name_of", "run", "send", "unconstrain"]
 
 Trace = dict[str, dict[str, Any]]
+_ONE_AT_A_TIME = threading.RLock()  # NumPyro's stack of handlers is one for the whole process: threads would see each other's
 
 
 def send(kind: str, name: str, value: Any, **fields: Any) -> Any:
@@ -151,10 +153,11 @@ def run(
     if recorder is not None:
         recorder.fn, model = model, recorder
     tracer = numpyro.handlers.trace(model)
-    try:
-        return tracer.get_trace(*data)
-    except _EnoughError:
-        return tracer.trace
+    with _ONE_AT_A_TIME:
+        try:
+            return tracer.get_trace(*data)
+        except _EnoughError:
+            return tracer.trace
 
 
 def log_prob_of(site: Mapping[str, Any]) -> jax.Array:

@@ -295,6 +295,15 @@ def test_a_cut_between_any_two_files_changes_nothing(seeds, place, tmp_path, mon
     assert_same_arrays(again.posteriors["vi"], whole.posteriors["vi"])
 
 
+@pytest.fixture
+def heeds_interrupts():
+    """A shell's background jobs start with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_the_second_interrupt_ends_at_once():
     with pytest.raises(KeyboardInterrupt), gentle_interrupt() as stop:
         os.kill(os.getpid(), signal.SIGINT)

@@ -202,5 +202,5 @@ def test_types_of_the_installed_wheel_are_seen(built, tmp_path):
 
 def test_extras_name_what_they_are_for():
     extras = PROJECT["project"]["optional-dependencies"]
-    assert {"audit", "bench", "data", "dev", "notebooks"} <= set(extras)
-    assert "bayes-sym[audit,data]" in extras["dev"]  # what the tests use
+    assert {"audit", "bench", "data", "dev", "docs", "notebooks"} <= set(extras)
+    assert "bayes-sym[audit,data,docs]" in extras["dev"]  # what the tests use
