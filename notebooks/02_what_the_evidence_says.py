@@ -170,9 +170,10 @@ for share, (found, evidence) in by_share.items():
 # ## The symmetry comes and goes
 #
 # On the left, the dial is turned at 48 images. On the right it stays at 90 % and the number of images grows, and the three models
-# compete by their exact evidence. With few images the symmetric model is the most probable explanation of data that are not quite
-# symmetric; with more of them the free part is worth its price. So "how symmetric" is a question about a model *and* an amount of
-# data.
+# compete by their exact evidence. With three images the convolution alone explains data that are not quite symmetric nearly as well
+# as both maps together, and the unconstrained map is far behind. With more of them the free part is worth its price, and from some
+# forty images on even the unconstrained map alone is better than the convolution. So "how symmetric" is a question about a model
+# *and* an amount of data.
 
 # %%
 names = {"conv": ("conv",), "full": ("full",), "both": ("conv", "full")}

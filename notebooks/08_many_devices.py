@@ -149,6 +149,6 @@ print("the same table:", bool((again.table()["nll"] == comparison.table()["nll"]
 #
 # What to mind: cells and data are pickled, so define models in a module that the workers can import, or use an engine with
 # `cloudpickle` (Dask, Ray and loky have it). The folder must be one that all of them see. Each worker sees its own devices only.
-# Prefer processes to threads: NumPyro's handlers are shared by all threads of a process, so two models must not be traced at once.
+# Threads work too, one per device; models are traced by one of them at a time.
 #
 # One fit over the memory of several hosts is not built; a mesh spans the devices of one process.
