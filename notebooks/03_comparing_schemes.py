@@ -95,7 +95,7 @@ cells = [
     Cell("map, wide", plain(WIDE), MAP(), num_steps=NUM_STEPS),
     Cell("vi", plain(SMALL), Variational(), num_steps=NUM_STEPS),
     Cell("vi, soft", soft(SMALL), Variational(), num_steps=NUM_STEPS),
-    Cell("vi, orbits", plain(SMALL), Variational(augment=full_orbit(on_images)), num_steps=NUM_STEPS),
+    Cell("vi, orbits", plain(SMALL), Variational(augment=full_orbit(on_images), augment_weight="sum"), num_steps=NUM_STEPS),
 ]
 
 # %% [markdown]

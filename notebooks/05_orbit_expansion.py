@@ -25,20 +25,21 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+import optax
 
 from bayes_sym import datasets, groups, representations
 from bayes_sym.diagnostics import calibration, equivariance_error, parameter_asymmetry
-from bayes_sym.inference import ARRANGEMENTS, Problem, Variational, expand, fit, full_orbit, orbit_mixture, predict
+from bayes_sym.inference import ARRANGEMENTS, MeanField, Problem, Variational, expand, fit, full_orbit, orbit_mixture, predict
 from bayes_sym.inference.expansion import expand_spec, expand_weights
 from bayes_sym.layers import Field
 from bayes_sym.models import ConvClassifier
 
 
 SMOKE = os.environ.get("SMOKE") == "1"
-NUM_STEPS = 24 if SMOKE else 1600
+NUM_STEPS = 24 if SMOKE else 1000
 NUM_DRAWS = 8 if SMOKE else 32
 NUM_TRAIN, NUM_TEST = (40, 40) if SMOKE else (300, 500)
-CHANNELS = (2, 2) if SMOKE else (8, 16)
+CHANNELS = (2, 2) if SMOKE else (4, 8)
 
 # %% [markdown]
 # ## A small net and a group
@@ -51,7 +52,7 @@ x, y = digits.train
 x_test, y_test = (array[:NUM_TEST] for array in digits.test)
 rotations = groups.cyclic(4)
 on_images = representations.image(rotations, (8, 8))
-model = ConvClassifier(channels=CHANNELS)
+model = ConvClassifier(channels=CHANNELS, scale=4.0)
 spec = model.spec
 keys = jax.random.split(jax.random.key(0), len(spec.sites()))
 weights = {site.name: jax.random.normal(key, site.shape) / site.fan_in**0.5 for site, key in zip(spec.sites(), keys, strict=True)}
@@ -107,8 +108,10 @@ plt.show()
 # ## Expansion in the middle of a fit
 #
 # `Variational(symmetrise=expand(...))` fits the small net at first, expands means and standard deviations once, and goes on with
-# the wide net. The training data are whole orbits. We fit twice: once without holding the symmetry, once with projected gradients.
-# A callback notes how far q is from invariant.
+# the wide net. The training data are whole orbits. A factorised Gaussian that counts each image once is nearly its prior on so few
+# images, and says nothing; so every transform counts as a row here (`augment_weight="sum"`, a posterior tempered by the order of
+# the group, as in the paper's code). We fit twice: once without holding the symmetry, once with projected gradients. A callback
+# notes how far q is from invariant.
 
 
 # %%
@@ -129,9 +132,15 @@ class Watch:
 
 problem = Problem(model)
 key_fit, key_draws = jax.random.split(jax.random.key(1))
+options = {
+    "family": MeanField(0.02),
+    "optimizer": optax.adam(3e-3),
+    "augment": full_orbit(on_images),
+    "augment_weight": "sum",
+}
 fits, watches = {}, {}
 for hold in ("none", "gradient"):
-    scheme = Variational(augment=full_orbit(on_images), symmetrise=expand(on_images, at=0.5, hold=hold))
+    scheme = Variational(**options, symmetrise=expand(on_images, at=0.25, off_scale=0.005, hold=hold))
     watches[hold] = Watch(scheme, problem)
     fits[hold] = fit(
         problem, scheme, key_fit, x, y, num_steps=NUM_STEPS, chunk=NUM_STEPS // 12, callbacks=[watches[hold]], progress=not SMOKE
@@ -178,8 +187,8 @@ for hold, found in fits.items():
 
 # %%
 scores = {"expanded": calibration(predictions(x_test).mean(axis=0), y_test)}
-wide_problem = Problem(ConvClassifier(channels=tuple(4 * width for width in CHANNELS)))
-wide_fit = fit(wide_problem, Variational(augment=full_orbit(on_images)), key_fit, x, y, num_steps=NUM_STEPS, progress=not SMOKE)
+wide_problem = Problem(ConvClassifier(channels=tuple(4 * width for width in CHANNELS), scale=4.0))
+wide_fit = fit(wide_problem, Variational(**options), key_fit, x, y, num_steps=NUM_STEPS, progress=not SMOKE)
 
 
 def wide_predictions(images):
@@ -193,5 +202,7 @@ for name, score in scores.items():
     print(f"{name:<24} accuracy {score.accuracy:.3f}, NLL {score.nll:.3f}")
 
 # %% [markdown]
-# What to expect, at full size and over seeds: the expanded net is much better than the small one, and about as good as the wide
-# one. Its gain in accuracy is that of width. What is its own is symmetry at a single forward pass.
+# At full size, one seed: the expanded net has accuracy 0.83, the wide one 0.74 alone and 0.87 averaged over the group. So averaging
+# a net of the same width is at least as good; it costs four forward passes, where the expanded net is symmetric in one. Not holding
+# the symmetry gives 0.86 with a defect eighty times as large. With longer fits the wide net alone catches up too: `bayes-sym
+# compare digits-c4` has the table. The gain in accuracy over a small net is that of width; what is the expansion's own is symmetry.

@@ -35,10 +35,10 @@ from bayes_sym.transforms import Rotate, TranslateX
 
 
 SMOKE = os.environ.get("SMOKE") == "1"
-NUM_STEPS = 16 if SMOKE else 6000
-NUM_TRAIN = 24 if SMOKE else 4000
-CHANNELS = 2 if SMOKE else 16
-BATCH = 8 if SMOKE else 128
+NUM_STEPS = 16 if SMOKE else 2000
+NUM_TRAIN = 24 if SMOKE else 2000
+CHANNELS = 2 if SMOKE else 8
+BATCH = 8 if SMOKE else 64
 
 # %% [markdown]
 # ## Data with a known answer
@@ -47,7 +47,7 @@ BATCH = 8 if SMOKE else 128
 # label, a larger one may not. So that is the range which a method that learns augmentation should find.
 
 # %%
-shapes = datasets.rotated_shapes(num_train=NUM_TRAIN, num_validation=8, num_test=64)
+shapes = datasets.rotated_shapes(num_train=NUM_TRAIN, num_validation=8, num_test=64, side=24)
 x, y = shapes.train
 print("images", x.shape, "classes", np.unique(y))
 figure, axes = plt.subplots(1, 8, figsize=(10, 1.6), layout="constrained")
