@@ -12,12 +12,13 @@ import torch.nn.functional as F
 
 
 FORMS = ("loop", "loop, channels last", "grouped", "grouped, channels last", "vmap")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def as_torch(value: Any) -> torch.Tensor:
     """Weights as PyTorch lays them out: (out, in, height, width) or (out, in), from (..., in, out)."""
     array = torch.from_numpy(np.array(value))
-    return (array.permute(3, 2, 0, 1) if array.ndim == 4 else array.T if array.ndim == 2 else array).contiguous()
+    return (array.permute(3, 2, 0, 1) if array.ndim == 4 else array.T if array.ndim == 2 else array).contiguous().to(DEVICE)
 
 
 class TorchStep:
@@ -42,7 +43,8 @@ class TorchStep:
         self.mean = [as_torch(mean[name]).requires_grad_() for name in self.names]
         self.log_scale = [as_torch(log_scale[name]).requires_grad_() for name in self.names]
         self.prior = [prior[name] for name in self.names]
-        self.x, self.y = torch.from_numpy(np.array(data[0])).permute(0, 3, 1, 2), torch.from_numpy(np.array(data[1])).long()
+        self.x, self.y = (torch.from_numpy(np.array(part)).to(DEVICE) for part in data)
+        self.x, self.y = self.x.permute(0, 3, 1, 2), self.y.long()
         self.x = self.x.contiguous(memory_format=torch.channels_last) if self.last else self.x.contiguous()
         self.optimizer = torch.optim.SGD(self.mean + self.log_scale, lr=rate, momentum=0.9, nesterov=True)
 
@@ -87,13 +89,16 @@ class TorchStep:
         own = [torch.stack([as_torch(draw) for draw in np.asarray(noise[name])]) for name in self.names]
         loss = self.loss(own)
         loss.backward()
-        sides = [{n: p.grad.numpy().copy() for n, p in zip(self.names, ps, strict=True)} for ps in (self.mean, self.log_scale)]
+        sides = [
+            {n: p.grad.numpy(force=True).copy() for n, p in zip(self.names, ps, strict=True)}
+            for ps in (self.mean, self.log_scale)
+        ]
         return float(loss.detach()), *sides
 
     def step(self) -> None:
         """One step with fresh noise."""
         self.optimizer.zero_grad()
-        self.loss([torch.randn(self.draws, *m.shape) for m in self.mean]).backward()
+        self.loss([torch.randn(self.draws, *m.shape, device=DEVICE) for m in self.mean]).backward()
         self.optimizer.step()
 
 
@@ -103,5 +108,7 @@ def steps(step: TorchStep, count: int) -> Callable[[], None]:
     def run() -> None:
         for _ in range(count):
             step.step()
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
 
     return run

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bayes_sym import representations
+from bayes_sym._precision import full_precision
 from bayes_sym.inference import ARRANGEMENTS as NAMES
 from bayes_sym.inference import MeanField
 from bayes_sym.inference.expansion import expand_spec, expand_weights
@@ -56,6 +57,7 @@ _COLUMNS = {
 }
 
 
+@full_precision
 def expansions(case: Case, seed: int) -> list[dict[str, Any]]:
     """A row for every arrangement: errors in float32 and float64, blocks, invariance of q, and its KL divergence to priors."""
     with jax.enable_x64(True):

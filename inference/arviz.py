@@ -16,6 +16,7 @@ import numpy as np
 
 import bayes_sym
 from bayes_sym import _numpyro
+from bayes_sym._precision import full_precision
 from bayes_sym.diagnostics import SampledRotations
 from bayes_sym.errors import ModelError, OptionError
 from bayes_sym.representations import Representation
@@ -39,6 +40,7 @@ Axes = tuple[str, ...]
 Group = dict[str, tuple[Axes, np.ndarray]]
 
 
+@full_precision
 def to_arviz(
     fit: Fit,
     problem: Problem,

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bayes_sym._precision import full_precision
 from bayes_sym.errors import BayesSymError, CurvatureError, OptionError, PriorError
 
 from . import rows
@@ -102,6 +103,7 @@ class Audit:
         return "\n".join(lines + [f"  {name}: {reason}" for name, reason in self.left_out])
 
 
+@full_precision
 def audit(
     problem: Problem,
     params: Values,

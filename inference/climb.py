@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from bayes_sym import _numpyro
+from bayes_sym._precision import full_precision
 
 from .curvature.dependence import dependent_outputs
 from .curvature.measure import measure, measure_basis
@@ -43,6 +44,7 @@ def constrained(problem: Problem, state: LaplaceState, held: Values, data: Data)
 
 
 @partial(jax.jit, static_argnames=("scheme", "problem"))
+@full_precision
 def climb_evidence(scheme: Laplace, problem: Problem, key: jax.Array, state: LaplaceState, data: Data) -> LaplaceState:
     """`hyper_steps` steps of the optimised sites; none ends farther than `trust` from where it starts.
 

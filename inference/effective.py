@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bayes_sym._precision import full_precision
 from bayes_sym.errors import CurvatureError
 
 from . import rows
@@ -25,6 +26,7 @@ from .rows import Data
 __all__ = ["effective_parameters", "gammas"]
 
 
+@full_precision
 def effective_parameters(
     problem: Problem,
     params: Values,

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from bayes_sym import _numpyro
+from bayes_sym._precision import full_precision
 from bayes_sym.errors import CurvatureError, OptionError
 
 from . import rows
@@ -82,6 +83,7 @@ def evidence_kind(curvature: str, probes: int | None = None) -> str:
     return f"{name}-bound" if curvature in BOUNDS else name
 
 
+@full_precision
 def log_evidence(
     problem: Problem,
     params: Values,
@@ -155,6 +157,7 @@ def _not_finite(evidence: Evidence) -> str:
     return start + "the Hessian of a prior is indefinite at this point. Name scale hyperparameters in optimise=(...)"
 
 
+@full_precision
 def evidence_basis(
     problem: Problem,
     params: Values,

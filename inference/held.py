@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bayes_sym._precision import full_precision
 from bayes_sym.errors import OptionError
 
 from . import rows
@@ -58,6 +59,7 @@ class HeldEvidence:
     kind: str
     untapped: tuple[str, ...]
 
+    @full_precision
     def __call__(self, fixed: Mapping[str, jax.Array]) -> Evidence:
         """The evidence at these values of the held sites."""
         return _priced(self, {name: jnp.asarray(value) for name, value in fixed.items()})
@@ -70,6 +72,7 @@ def _priced(held: HeldEvidence, fixed: Values) -> Evidence:
     )
 
 
+@full_precision
 def hold_evidence(
     problem: Problem,
     params: Values,

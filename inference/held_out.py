@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from bayes_sym._precision import full_precision
 from bayes_sym.diagnostics import PredictiveDensity, log_predictive_density
 from bayes_sym.errors import OptionError
 
@@ -19,6 +20,7 @@ from .problem import Problem
 __all__ = ["held_out_density"]
 
 
+@full_precision
 def held_out_density(
     problem: Problem,
     fit: Fit | Posterior,

@@ -13,6 +13,7 @@ import numpy as np
 from jax.scipy.special import gammaln
 
 from bayes_sym import _numpyro
+from bayes_sym._precision import full_precision
 from bayes_sym.errors import ModelError, OptionError
 
 from . import rows
@@ -59,6 +60,7 @@ class ImportanceEvidence:
     kind: str = "importance-sampled"
 
 
+@full_precision
 def importance_evidence(
     problem: Problem,
     fit: Fit | Posterior,

@@ -12,6 +12,7 @@ from numpyro.distributions.discrete import BernoulliLogits, BernoulliProbs, Cate
 from numpyro.distributions.distribution import ExpandedDistribution, Independent, MaskedDistribution
 
 from bayes_sym import _numpyro
+from bayes_sym._precision import full_precision
 from bayes_sym.errors import ModelError, OptionError
 
 from . import rows
@@ -29,6 +30,7 @@ _BLOCK_ENTRIES = 2**23  # entries of Jacobians that are held at once
 _LARGEST_ENTRIES = 2**29  # entries of a covariance, or of the Jacobian of one row
 
 
+@full_precision
 def linearised(
     problem: Problem,
     fit: Fit | Posterior,

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bayes_sym._precision import full_precision
 from bayes_sym.errors import OptionError
 
 from .families import Family, PerSite
@@ -120,6 +121,7 @@ def _cut(step: jax.Array, white: jax.Array, limit: float | None) -> jax.Array:
 
 
 @singledispatch
+@full_precision
 def natural_step(params: Any, gradient: Any, momentum: Any, options: NaturalGradient, curvature: Any) -> Any:
     """The parameters after one step; `gradient` and `momentum` are of -ELBO in nats."""
     raise OptionError(f"NaturalGradient has no step for {type(params).__name__}")

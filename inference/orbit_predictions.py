@@ -14,6 +14,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from tqdm import tqdm
 
+from bayes_sym._precision import full_precision
 from bayes_sym.diagnostics import DefectSweep, EquivarianceError, SampledRotations, defect_sweep
 from bayes_sym.diagnostics.margins import defect_from_margins
 from bayes_sym.errors import GroupActionError, OptionError, ShapeError
@@ -49,6 +50,7 @@ class PosteriorEquivariance(NamedTuple):
     predictive_of: np.ndarray
 
 
+@full_precision
 def posterior_equivariance(
     problem: Problem,
     fit: Fit | Posterior | Mapping[str, jax.Array],
@@ -123,6 +125,7 @@ def posterior_equivariance(
     )
 
 
+@full_precision
 def equivariance_of_draws(
     drawn: Drawn,
     x: ArrayLike,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bayes_sym import _numpyro
+from bayes_sym._precision import full_precision
 from bayes_sym.errors import ModelError
 
 from . import rows
@@ -72,6 +73,7 @@ def _block(problem: Problem, z: Values, center: Values | None, data: Data) -> ja
     return jax.vmap(lambda z: log_likelihood_of_rows(problem, data, z, center))(z)
 
 
+@full_precision
 def pointwise_log_likelihood(
     problem: Problem, z: Values, center: Values | None, data: Data, *, draw_batch: int, data_batch: int
 ) -> np.ndarray:

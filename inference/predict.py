@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bayes_sym import _numpyro
+from bayes_sym._precision import full_precision
 from bayes_sym.errors import ModelError, OptionError
 
 from . import rows
@@ -26,6 +27,7 @@ __all__ = ["Drawn", "blocks_of", "draw", "means", "predict"]
 _SMALL = 1024  # draws times rows of a block that is not worth a look at the model
 
 
+@full_precision
 def predict(
     problem: Problem,
     fit: Fit | Posterior | Mapping[str, jax.Array],
@@ -151,6 +153,7 @@ def _block(problem: Problem, site: str | None, draws: Values, center: Values | N
     return means(problem, site, draws, center, data)
 
 
+@full_precision
 def means(problem: Problem, site: str | None, draws: Values, center: Values | None, data: Data) -> jax.Array:
     """The mean of the observation at every row for every draw, (draws, rows, ...), in one piece."""
     if center is None:

@@ -289,7 +289,8 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
     flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_parallel_codegen_split_count=1"
 
     def start(out, **more):
-        environment = {**os.environ, "PYTHONPATH": str(tmp_path), "XLA_FLAGS": flags, **more}
+        path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {**os.environ, "PYTHONPATH": path, "XLA_FLAGS": flags, **more}
         command = [sys.executable, "-c", SCRIPT, "run", "toy-grid", "--json", "--out", str(out)]
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

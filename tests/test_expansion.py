@@ -119,7 +119,8 @@ def test_the_mean_net_is_the_group_average_exactly(name, x64):
 
 @pytest.mark.parametrize("name", ["dense, equivariant", "conv, 2 layers", "conv, equivariant, D4"])
 def test_the_mean_net_is_the_group_average_in_float32(name):
-    check(name, np.float32, 1e-5)
+    with jax.default_matmul_precision("highest"):
+        check(name, np.float32, 1e-5)
 
 
 @pytest.mark.parametrize("name", CASES)

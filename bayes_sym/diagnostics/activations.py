@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import jax
 
+from .._precision import full_precision
 from ..layers.compose import Residual, Sequential
 from ..layers.layer import Layer, join, under
 
@@ -13,6 +14,7 @@ from ..layers.layer import Layer, join, under
 __all__ = ["activations"]
 
 
+@full_precision
 def activations(spec: Layer, weights: Mapping[str, jax.Array], x: jax.Array) -> dict[str, jax.Array]:
     """The outputs of all layers by name, in order.
 

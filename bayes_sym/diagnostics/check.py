@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import representations
+from .._precision import full_precision
 from ..errors import GroupActionError, OptionError, ShapeError
 from ..groups import FiniteGroup
 from ..layers.layer import Field, Layer
@@ -44,6 +45,7 @@ class EquivarianceCheck:
         return self.passed
 
 
+@full_precision
 def check_equivariance(
     layer_or_net: Layer | Callable[[jax.Array], jax.Array],
     group: FiniteGroup,
@@ -120,9 +122,8 @@ def check_equivariance(
         raise OptionError("hidden= is for layers; the weights of a net are not transformed, so leave it out")
     else:
         forward = _without_weights(layer_or_net)
-    with jax.default_matmul_precision("highest"):  # the default of recent GPUs is off by 1e-3
-        compare = _comparison(forward, features, output, x)
-        errors = _relative_errors(jax.jit(compare) if isinstance(layer_or_net, Layer) else compare, group.order)
+    compare = _comparison(forward, features, output, x)
+    errors = _relative_errors(jax.jit(compare) if isinstance(layer_or_net, Layer) else compare, group.order)
     worst = max(range(group.order), key=lambda g: (math.isnan(errors[g]), errors[g]))
     if errors[worst] <= tolerance:
         return EquivarianceCheck(True, errors[worst], worst, tolerance)

@@ -13,6 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from .. import representations
+from .._precision import full_precision
 from ..errors import DataError, GroupActionError, OptionError
 from ..groups import FiniteGroup
 from ..layers.layer import Layer, join, under
@@ -68,6 +69,7 @@ class LayerEquivariance:
         return {row.layer: float(getattr(row, what)) for row in self.rows}
 
 
+@full_precision
 def layer_equivariance(
     spec: Layer,
     params: Mapping[str, jax.Array],
@@ -119,8 +121,7 @@ def layer_equivariance(
     lacking = [site.name for site in spec.sites() if site.name not in weights]
     if lacking:
         raise OptionError(f"params lacks the sites {[join(module, name) for name in lacking[:3]]}; it has {list(params)[:5]}...")
-    with jax.default_matmul_precision("highest"):
-        orbit = [_compiled(spec, weights, action.transform(g, x)) for g in range(group.order)]
+    orbit = [_compiled(spec, weights, action.transform(g, x)) for g in range(group.order)]
     rows = []
     for name, (kind, rep, refusal) in declared.items():
         phi = np.stack([np.asarray(found[name], np.float64) for found in orbit])

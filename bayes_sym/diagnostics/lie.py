@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from .._precision import full_precision
 from ..errors import DataError, ShapeError
 from .estimates import EquivarianceError, defect
 from .generators import Generator
@@ -19,6 +20,7 @@ from .generators import Generator
 __all__ = ["lie_derivative"]
 
 
+@full_precision
 def lie_derivative(
     predict: Callable[[jax.Array], jax.Array],
     x: ArrayLike,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from .._precision import full_precision
 from ..errors import OptionError
 from ..layers import Layer, Residual, Sequential, pathways
 from ..layers.layer import join, under
@@ -108,6 +109,7 @@ class PathwayShares:
         return figure
 
 
+@full_precision
 def pathway_shares(
     spec: Layer,
     params: Mapping[str, jax.Array],

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from .._precision import full_precision
 from ..errors import DataError, OptionError, ShapeError
 from ..representations import Representation
 
@@ -33,6 +34,7 @@ class TransversalCurvature(NamedTuple):
     num_steps: int
 
 
+@full_precision
 def transversal_curvature(
     function: Callable[[Mapping[str, jax.Array]], jax.Array],
     point: Mapping[str, jax.Array],

@@ -101,7 +101,7 @@ class Representation:
             if self.sign is None:
                 return restore(moved)
             return restore(moved * jnp.broadcast_to(jnp.asarray(self.sign, moved.dtype)[g], moved.shape))
-        return restore(jnp.einsum("ij,...j->...i", jnp.asarray(self.mats, flat.dtype)[g], flat))
+        return restore(jnp.einsum("ij,...j->...i", jnp.asarray(self.mats, flat.dtype)[g], flat, precision="highest"))
 
     def orbit(self, x: jax.Array | np.ndarray, axis: int | Sequence[int] = -1) -> jax.Array:
         """rho(g) x for every g, stacked along a new first axis of length `group.order`."""
@@ -124,7 +124,7 @@ class Representation:
         """
         flat, restore = self._flatten(x, axis)
         if self.source is None:
-            return restore(jnp.einsum("ij,...j->...i", jnp.asarray(self.projector, flat.dtype), flat))
+            return restore(jnp.einsum("ij,...j->...i", jnp.asarray(self.projector, flat.dtype), flat, precision="highest"))
         label, weight, size = self.orbits
         relative = jnp.broadcast_to(jnp.asarray(weight, flat.dtype), flat.shape)
         zeros = jnp.zeros((*flat.shape[:-1], len(size)), flat.dtype)

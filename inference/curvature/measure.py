@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 
+from bayes_sym._precision import full_precision
 from bayes_sym.errors import CurvatureError, OptionError, PriorError
 
 from ..blocks import Layout
@@ -31,6 +32,7 @@ TAPPED = ("ekfac", "kfac", "kfac_reduce", "ntk")
 _LARGEST_FALLBACK = 1024  # parameters of a site without a tap, or with a correlated prior, that still gets a dense block
 
 
+@full_precision
 def measure(
     problem: Problem,
     z: Values,
@@ -115,6 +117,7 @@ def measure(
     return tuple(pieces[name] for name in z)
 
 
+@full_precision
 def measure_basis(
     problem: Problem,
     z: Values,

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bayes_sym._precision import full_precision
 from bayes_sym.errors import OptionError
 from bayes_sym.representations import Representation
 
@@ -92,6 +93,7 @@ class _DenseGaussian(ExponentialFamily):
             values |= layout.unflatten(layout.flatten(params.mean) + root @ layout.flatten(noise))
         return {name: values[name] for name in params.mean}
 
+    @full_precision
     def log_prob(self, params: DenseParams, values: Values) -> jax.Array:
         """By a triangular solve per block."""
         total = jnp.zeros(())
@@ -106,6 +108,7 @@ class _DenseGaussian(ExponentialFamily):
         sizes = sum(layout.size for layout in params.layouts)
         return _log_det(params) + 0.5 * sizes * (1 + math.log(2 * math.pi))
 
+    @full_precision
     def kl(self, params: DenseParams, other: DenseParams) -> jax.Array:
         """log|L'|/|L| + (tr(D' S) + (m - m')' D' (m - m') - d)/2 per block."""
         total = _log_det(other) - _log_det(params)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bayes_sym._precision import full_precision
 from bayes_sym.errors import OptionError
 from bayes_sym.representations import Representation
 
@@ -81,6 +82,7 @@ class LowRankGaussian(Family):
         white = factor * jnp.exp(-log_scale)[None]
         return jnp.linalg.cholesky(jnp.eye(factor.shape[0], dtype=factor.dtype) + white @ white.T)
 
+    @full_precision
     def log_prob(self, params: LowRankParams, values: Values) -> jax.Array:
         """By Woodbury's identity."""
         mean, log_scale, factor = self._flat(params)
@@ -90,12 +92,14 @@ class LowRankGaussian(Family):
         log_det = log_scale.sum() + jnp.log(jnp.diagonal(inner)).sum()
         return -0.5 * ((white**2).sum() - (along**2).sum()) - log_det - 0.5 * white.size * math.log(2 * math.pi)
 
+    @full_precision
     def entropy(self, params: LowRankParams) -> jax.Array:
         """log|D|/2 + log|I + U' D^-1 U|/2 + d log(2 pi e)/2."""
         _, log_scale, factor = self._flat(params)
         log_det = log_scale.sum() + jnp.log(jnp.diagonal(self._inner(log_scale, factor))).sum()
         return log_det + 0.5 * log_scale.size * (1 + math.log(2 * math.pi))
 
+    @full_precision
     def kl(self, params: LowRankParams, other: LowRankParams) -> jax.Array:
         """(log|S'| - log|S| + tr(S'^-1 S) + gap' S'^-1 gap - d)/2, with Woodbury's identity for S'^-1."""
         mean, log_scale, factor = self._flat(params)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bayes_sym._precision import full_precision
 from bayes_sym.errors import ClosednessError
 from bayes_sym.representations import Representation
 
@@ -81,6 +82,7 @@ class MatrixNormal(Family):
         inputs, outputs = params.left[name].shape[0], params.right[name].shape[0]
         return outputs * jnp.trace(params.left[name]) + inputs * jnp.trace(params.right[name])
 
+    @full_precision
     def log_prob(self, params: MatrixNormalParams, values: Values) -> jax.Array:
         """By two triangular solves per site."""
         total = jnp.zeros(())
@@ -89,11 +91,13 @@ class MatrixNormal(Family):
             total = total - 0.5 * (white**2).sum() - self._log_det(params, name) - 0.5 * mean.size * math.log(2 * math.pi)
         return total
 
+    @full_precision
     def entropy(self, params: MatrixNormalParams) -> jax.Array:
         """outputs log|L| + inputs log|R| + d log(2 pi e)/2 per site."""
         terms = (self._log_det(params, n) + 0.5 * m.size * (1 + math.log(2 * math.pi)) for n, m in params.mean.items())
         return sum(terms, jnp.zeros(()))
 
+    @full_precision
     def kl(self, params: MatrixNormalParams, other: MatrixNormalParams) -> jax.Array:
         """tr(D' S) factorises into one trace per side."""
         solve = jax.scipy.linalg.solve_triangular
