@@ -507,16 +507,14 @@ def test_compile_and_run_seconds_add_up():
     def slow(x):
         return jax.lax.fori_loop(0, 20, lambda i, x: jnp.sin(jax.jit(jnp.cos)(x) @ x), x)
 
-    x = jnp.ones((8, 8))
+    x, large = jnp.ones((8, 8)), np.ones(40_000_000 // 4, np.float32)
+    jax.block_until_ready(jax.device_put(large))  # its program is not what is measured
     with measured() as first:
         slow(x).block_until_ready()
         time.sleep(0.1)
     with measured() as second:
         slow(x).block_until_ready()
-        block = (
-            np.ones(40_000_000 // 8),
-            jnp.ones(40_000_000 // 4),
-        )  # on the host and, where that is another memory, on the device
+        block = jax.device_put(large), large.copy()  # on a device whose memory is counted, or on the host
         time.sleep(0.1)
         del block
     with measured() as third:
