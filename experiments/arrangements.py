@@ -191,9 +191,7 @@ def _certificate(case: Case, q: MeanFieldParams, copies: list[Representation]) -
 
 
 def _run(options: Options) -> Findings:
-    rows = [
-        row for found in side_by_side(partial(expansions, seed=options.seed), CASES, progress=options.progress) for row in found
-    ]
+    rows = [row for found in side_by_side(partial(expansions, seed=options.seed), CASES, options) for row in found]
     return Findings(rows, {"errors": partial(_draw, rows)}, _COLUMNS, {"experiment": "arrangements", "seed": options.seed})
 
 

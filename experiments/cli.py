@@ -136,6 +136,7 @@ def run(
 
     A comparison of schemes also writes table.csv and the posteriors. Interrupted with ctrl-C, it finishes the steps under way and saves;
     killed, it has saved after every chunk of steps. The same command then goes on where it was. A second ctrl-C ends at once.
+    Experiments of many short pieces keep those that are finished.
 
     \b
     Examples:

@@ -200,8 +200,7 @@ def _run(options: Options) -> Findings:
         ("FullGaussian", "closedness", *(name for name in FITTED if name != "FullGaussian")),
         partial(_job, options=options),
     )
-    # a mesh belongs to this process
-    parts = side_by_side(job, names, progress=options.progress) if options.mesh is None else list(map(job, names))
+    parts = side_by_side(job, names, options)
     by_name = dict(zip(names, parts, strict=True))
     rows = [row for name in ("closedness", *FITTED) for row in by_name[name]]
     figures = {"closedness": partial(draw_closedness, rows), "symmetrised": partial(_draw, rows)}

@@ -175,8 +175,7 @@ def _truths(options: Options) -> list[str]:
 def _run(options: Options) -> Findings:
     cells = [(model, curvature) for model in ("both", "full", "conv") for curvature in ("full", "ekfac")]  # the longest first
     of_cell = partial(learn_truths, options=options)
-    # a mesh belongs to this process
-    found = side_by_side(of_cell, cells, progress=options.progress) if options.mesh is None else list(map(of_cell, cells))
+    found = side_by_side(of_cell, cells, options)
     by_cell = dict(zip(cells, found, strict=True))
     order = [(truth, curvature, model) for truth in _truths(options) for curvature in ("full", "ekfac") for model in MODELS]
     rows = [

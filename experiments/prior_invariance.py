@@ -140,8 +140,7 @@ def _run(options: Options) -> Findings:
         partial(nets, steps=options.steps or _STEPS, seed=options.seed, mesh=options.mesh),
         sizes[::-1],
     )  # the longest first
-    # a mesh belongs to this process
-    found = side_by_side(one, order, progress=options.progress) if options.mesh is None else list(map(one, order))
+    found = side_by_side(one, order, options)
     rows += [row for name in PRIORS for of_size in found[::-1] for row in of_size if row["prior"] == name]
     return Findings(
         rows, {"prior-invariance": partial(_draw, rows)}, _COLUMNS, {"experiment": "prior-invariance", "seed": options.seed}

@@ -6,6 +6,7 @@ convolution; for digit and quadrant together, the net must break translation sym
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -48,7 +49,7 @@ def _run(options: Options) -> Findings:
         Job(LadderClassifier(variant, 16, 1, classes, _WIDTH, relative=_RELATIVE), learned, data, steps, options.seed, wide)
         for variant, learned, wide in _FITS
     ]
-    outcomes = side_by_side(learn, jobs, progress=options.progress)
+    outcomes = side_by_side(learn, jobs, replace(options, folder=None))
     first = outcomes[0]
     figures = {"pathways": first.draw}
     rows = [{"task": task, **row} for outcome in outcomes for row in rows_of(outcome)]

@@ -18,11 +18,12 @@ import optax
 
 from bayes_sym.diagnostics import DefectSweep, DrawsNeeded, defect_sweep, draws_bound, draws_needed
 from bayes_sym.errors import OptionError
-from bayes_sym.inference import MeanField, Posterior, Variational, fit, predict, tie
+from bayes_sym.inference import MeanField, Posterior, Variational, predict, tie
 
 from .cycle import ACTION, PROBLEM, cycles
 from .experiment import Experiment, Options
 from .findings import Findings
+from .kept import resumable_fit
 
 
 if TYPE_CHECKING:
@@ -156,15 +157,7 @@ def _run(options: Options) -> Findings:
     found = []
     for name, symmetrise in (("asymmetric", None), ("symmetric", tie(ACTION))):
         scheme = Variational(MeanField(), _adam(2e-2), symmetrise=symmetrise)
-        done = fit(
-            PROBLEM,
-            scheme,
-            key_fit,
-            *train,
-            num_steps=options.steps or _STEPS,
-            mesh=options.mesh,
-            progress=options.progress,
-        )
+        done = resumable_fit(name, options, PROBLEM, scheme, key_fit, *train, num_steps=options.steps or _STEPS)
         found.append(sample(name, done.posterior, test.x, key_draws, _SIZES, _REPEATS))
     rows = [row for one in found for row in one.rows()]
     about = {"experiment": "sample-complexity", "seed": options.seed, "precision": _PRECISION}

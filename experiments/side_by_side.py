@@ -1,4 +1,7 @@
-"""Independent pieces of one experiment side by side: in worker processes on a CPU, one after the other elsewhere."""
+"""Independent pieces of one experiment side by side: in worker processes on a CPU, one after the other elsewhere.
+
+With a folder, what a piece returned is kept there until the experiment is done, so that a command that was cut off goes on.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,14 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any, TypeVar
 
 import jax
 from tqdm import tqdm
 
+from .experiment import Options
+from .kept import place_of, read, write
 from .notices import plain_warnings
 
 
@@ -20,26 +25,45 @@ __all__ = ["side_by_side"]
 _Item = TypeVar("_Item")
 
 
-def side_by_side(fn: Callable[[_Item], Any], items: Sequence[_Item], *, progress: bool = True) -> list[Any]:
-    """``[fn(item) for item in items]``, with as many processes as there are cores, at most four.
+def side_by_side(fn: Callable[[_Item], Any], items: Sequence[_Item], options: Options) -> list[Any]:
+    """``[fn(item) for item in items]``, with as many processes as there are cores, at most four; one if there is a mesh.
 
     Most of the time of a short fit goes into compiling it, which uses one core. Arguments and results are pickled.
+
+    Args:
+        fn: what to do with a piece: a function of a module, or a partial one. What it returns is written as JSON: rows of plain values.
+        items: the pieces, of different descriptions.
+        options: of the run; `folder` is where to keep what is finished, `mesh` and `progress` say how to work.
     """
-    workers = min(4, os.cpu_count() or 1, len(items))
-    with tqdm(total=len(items), desc="models", disable=not progress, file=sys.stderr, leave=False) as bar:
-        if workers < 2 or jax.default_backend() != "cpu":
-            found = []
-            for item in items:
-                found.append(fn(item))
-                bar.update()
+    places = [place_of(fn, item, options) for item in items]
+    found = [read(place) for place in places]
+    missing = [i for i, value in enumerate(found) if value is None]
+    workers = min(4, os.cpu_count() or 1, len(missing))
+    with tqdm(
+        total=len(items),
+        initial=len(items) - len(missing),
+        desc="models",
+        disable=not options.progress,
+        file=sys.stderr,
+        leave=False,
+    ) as bar:
+
+        def take(i: int, value: Any) -> None:
+            found[i] = value
+            write(places[i], value)
+            bar.update()
+
+        if workers < 2 or options.mesh is not None or jax.default_backend() != "cpu":  # a mesh belongs to this process
+            for i in missing:
+                take(i, fn(items[i]))
             return found
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, mp_context=context, initializer=plain_warnings) as pool:
-            waiting = [pool.submit(fn, item) for item in items]
-            for future in waiting:
-                future.add_done_callback(lambda _: bar.update())
+            waiting = {pool.submit(fn, items[i]): i for i in missing}
             try:
-                return [future.result() for future in waiting]
+                for future in as_completed(waiting):
+                    take(waiting[future], future.result())
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+    return found

@@ -14,6 +14,9 @@ _COLUMNS = {
     "accuracy": ("accuracy", "{:.3f}"),
     "orbit_accuracy": ("orbit acc.", "{:.3f}"),
     "averaged_accuracy": ("averaged", "{:.3f}"),
+    "rmse": ("RMSE", "{:.3f}"),
+    "orbit_rmse": ("orbit RMSE", "{:.3f}"),
+    "averaged_rmse": ("averaged", "{:.3f}"),
     "nll": ("NLL", "{:.3f}"),
     "averaged_nll": ("averaged", "{:.3f}"),
     "ece": ("ECE", "{:.3f}"),
@@ -29,6 +32,7 @@ TITLES = {
     **{key: title for key, (title, _) in _COLUMNS.items()},
     "averaged_accuracy": "accuracy, orbit-averaged",
     "averaged_nll": "NLL, orbit-averaged",
+    "averaged_rmse": "RMSE, orbit-averaged",
     "orbit_accuracy": "accuracy on the orbit",
     "log_evidence": "log evidence [nats]",
     "evidence_kind": "kind of evidence",
@@ -40,16 +44,20 @@ TITLES = {
 """Column titles that stand alone, by key of the rows."""
 
 
-def as_text(rows: Sequence[dict[str, Any]], columns: Mapping[str, tuple[str, str]] = _COLUMNS, *, markdown: bool = False) -> str:
+def as_text(
+    rows: Sequence[dict[str, Any]], columns: Mapping[str, tuple[str, str]] | None = None, *, markdown: bool = False
+) -> str:
     """One line per row; `markdown` makes it a Markdown table.
 
     Args:
         rows: flat dicts; what is missing or None is printed as "-", and what has an interval over seeds (``*_low`` and
             ``*_high``) with half its length.
-        columns: by key of the rows, a title and a format. Those of a comparison by default: accuracy is on upright test
-            images; orbit accuracy, NLL and ECE on all their transforms; each "averaged" column is the same net after
-            test-time averaging over the group.
+        columns: by key of the rows, a title and a format. Those of a comparison by default, as far as a row has them: accuracy and
+            RMSE are on upright test images; orbit accuracy, NLL and ECE on all their transforms; each "averaged" column is the
+            same net after test-time averaging over the group.
     """
+    if columns is None:
+        columns = {key: column for key, column in _COLUMNS.items() if any(key in row for row in rows)}
     lines = [[title for title, _ in columns.values()]]
     lines += [[_cell(row, key, form) for key, (_, form) in columns.items()] for row in rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]

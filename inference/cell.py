@@ -16,7 +16,7 @@ from .scheme import Scheme
 __all__ = ["Cell", "Labelled"]
 
 Labelled = tuple[np.ndarray, np.ndarray]
-"""Images (rows, ...) and their labels (rows,)."""
+"""Images (rows, ...) and their labels (rows,), or values (rows, ...)."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Cell:
         test: other test images and labels than the comparison's.
         validation: other validation images and labels.
         action: another action of a group on the images.
+        output: another action on the values that are predicted.
         task: what the data ask for, where a comparison has several tasks.
     """
 
@@ -48,4 +49,5 @@ class Cell:
     test: Labelled | None = field(default=None, compare=False)
     validation: Labelled | None = field(default=None, compare=False)
     action: Representation | None = field(default=None, compare=False)
+    output: Representation | None = field(default=None, compare=False)
     task: str = ""

@@ -1,4 +1,4 @@
-"""compare() fits several schemes and models, on one classification task or more, and puts them into one table."""
+"""compare() fits several schemes and models, on one task or more, and puts them into one table."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from .executor import Executor, run_all
 from .fingerprint import fingerprint
 from .grid import Job, Run, run_job
 from .interrupt import Interrupted, gentle_interrupt
+from .value_scores import moved_values
 
 
 __all__ = ["Cell", "compare"]
@@ -36,6 +37,7 @@ def compare(
     *data: Any,
     test: Labelled | None = None,
     action: Representation | None = None,
+    output: Representation | None = None,
     validation: Labelled | None = None,
     seeds: int | Sequence[int] = 1,
     vmap_seeds: bool = True,
@@ -49,8 +51,9 @@ def compare(
 ) -> Comparison:
     """Fits every cell with every seed and scores it on the test images and on all their transforms.
 
-    Classification with labels that do not change under the group. Every row also carries the scores of its test-time
-    orbit average, the trivial way to an invariant prediction; cells for the other trivial explanations of a gain (a wider
+    Integer labels of classes do not change under the group and are scored by accuracy; anything else is scored as values, by the
+    root mean square error, and moves under the group as `output` says. Every row also carries the scores of its test-time
+    orbit average, the trivial way to a symmetric prediction; cells for the other trivial explanations of a gain (a wider
     net, fixed augmentation) are yours to add. Cells may have data, a test set and a group of their own.
 
     With a `folder`, each cell and seed is kept there as soon as it is finished, and a comparison that was cut off, even by
@@ -63,8 +66,9 @@ def compare(
         key: the random key; cells share the key of their posterior draws, not that of their fits. A cell's key depends on its
             place, so add further cells at the end.
         data: training arguments of the models, (x, y).
-        test: images x (rows, ...) and labels y (rows,).
+        test: images x (rows, ...) and labels y (rows,), or values y (rows, ...).
         action: how the group acts on one image.
+        output: how the group acts on the values of one row, orthogonally; None if they do not change.
         validation: images and labels for cells with `select`.
         seeds: how many seeds, or which ones. Seeds differ in the start, batches, noise and posterior draws, not in the data.
             Seed 0 has the key that a comparison without seeds has.
@@ -94,7 +98,7 @@ def compare(
         raise OptionError(f"seeds must be a number of at least 1 or different numbers from 0 on, got {seeds}")
     if mesh is not None and executor is not None:
         raise OptionError("a mesh shards every fit over the devices, an executor gives each fit a device: choose one of them")
-    complete = [_complete(cell, data, test, action, validation) for cell in cells]
+    complete = [_complete(cell, data, test, action, output, validation) for cell in cells]
     _check(complete)
     keys = np.asarray(jax.random.key_data(jax.random.split(key, len(cells) + 2)))
     wanted = [
@@ -160,7 +164,12 @@ def _left_to_do(want: Job, found: _Found, vmap_seeds: bool, progress: bool) -> l
 
 
 def _complete(
-    cell: Cell, data: tuple[Any, ...], test: Labelled | None, action: Representation | None, validation: Labelled | None
+    cell: Cell,
+    data: tuple[Any, ...],
+    test: Labelled | None,
+    action: Representation | None,
+    output: Representation | None,
+    validation: Labelled | None,
 ) -> Cell:
     """The cell with what it shares with the others; arrays on the host, from where any device or process can take them."""
 
@@ -173,6 +182,7 @@ def _complete(
         test=host(test if cell.test is None else cell.test),
         validation=host(validation if cell.validation is None else cell.validation),
         action=action if cell.action is None else cell.action,
+        output=output if cell.output is None else cell.output,
     )
 
 
@@ -190,6 +200,7 @@ def _check(cells: Sequence[Cell]) -> None:
             )
         if cell.validation is None and cell.select is not None:
             raise OptionError("cells with select need validation=(x, y): a choice on test data would flatter them")
+        moved_values(cell.action, cell.output, cell.test[1])
 
 
 def _say_what_differs(place: Path, identity: Mapping[str, str]) -> None:

@@ -57,9 +57,8 @@ def plot_tradeoff(rows: Sequence[Row], figure: Figure | None = None) -> Figure:
         axes.plot(floor, row["averaged_nll"], marker=marker, color=colour, fillstyle="none", markersize=8, linestyle="none")
     axes.set_xscale("log")
     axes.set_xlim(left=floor / 1.5)  # bars that reach 0 have no end on this scale
-    axes.set_xlabel(
-        "equivariance error of the predictive, squared probability\n(hollow, at the left edge: test-time orbit average)"
-    )
+    unit = "squared units of the observations" if any("rmse" in row for row in rows) else "squared probability"
+    axes.set_xlabel(f"equivariance error of the predictive, {unit}\n(hollow, at the left edge: test-time orbit average)")
     axes.set_ylabel("negative log-likelihood on all transforms [nats]")
     axes.set_title(_what_bars_are(methods), fontsize=9, loc="right")
     _tidy(axes)

@@ -20,6 +20,7 @@ from .posterior import Posterior
 from .scores import num_weights, orbit_images, score
 from .seeds import fit_seeds, revive
 from .selection import BestOnValidation
+from .value_scores import moved_values
 
 
 __all__ = ["COSTS", "Finished", "Job", "Run", "run_job"]
@@ -85,7 +86,13 @@ class Job(NamedTuple):
         """Everything that the rows depend on, except the seeds: the same job of another comparison has the same rows."""
         cell = self.cell
         asked = {name: getattr(cell, name) for name in ("problem", "scheme", "num_steps", "batch_size", "select", "data", "test")}
-        asked |= {"action": cell.action, "key": self.key, "key_score": self.key_score, "num_draws": self.num_draws}
+        asked |= {
+            "action": cell.action,
+            "output": cell.output,
+            "key": self.key,
+            "key_score": self.key_score,
+            "num_draws": self.num_draws,
+        }
         if cell.select is not None:
             asked |= {"validation": cell.validation, "key_look": self.key_look, "chunk": self.chunk}
         return {name: describe(value) for name, value in asked.items()} | unit.source()
@@ -123,7 +130,7 @@ def run_job(job: Job) -> Finished:
         for seed, run in runs.items():
             assert job.cell.test is not None and job.cell.action is not None
             key = job.of_seed(job.key_score, seed)
-            scores[seed] = score(run.posterior, key, job.cell.test, job.cell.action, job.num_draws)
+            scores[seed] = score(run.posterior, key, job.cell.test, job.cell.action, job.num_draws, job.cell.output)
     rows = {seed: _row(job, seed, run, scores[seed], cost) for seed, run in runs.items()}
     if job.folder is not None:
         unit.finish(job.folder, rows)
@@ -199,7 +206,8 @@ class _Looks:
             assert cell.validation is not None and cell.action is not None
             images, labels = cell.validation
             if cell.select == "orbit":
-                images, labels = orbit_images(cell.action, images), np.tile(labels, cell.action.group.order)
+                moved = moved_values(cell.action, cell.output, labels)
+                images, labels = orbit_images(cell.action, images), moved.reshape(-1, *moved.shape[2:])
             self.best = BestOnValidation(as_key(job.key_look), (images,), labels)
 
     def callbacks(self) -> list[Callback]:

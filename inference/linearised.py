@@ -49,7 +49,7 @@ def linearised(
 
     - Normal, StudentT, Laplace, Logistic, MultivariateNormal: the location;
     - Categorical and Bernoulli, given by logits or by probabilities: the logits;
-    - Poisson: the log rate (`predict` linearises a rate as it is given, which can turn negative);
+    - Poisson: the log rate;
     - others: all parameters that move with the weights, as they were given.
 
     Jacobians are held for a few rows at a time. A joint covariance goes over all pairs of such batches.

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bayes_sym import _numpyro
@@ -14,6 +13,7 @@ from bayes_sym._precision import full_precision
 from bayes_sym.errors import ModelError
 
 from . import rows
+from .first_order import first_order
 from .problem import Problem, Values
 from .rows import Data
 
@@ -37,11 +37,7 @@ def distributions(problem: Problem, data: Data, z: Values, center: Values | None
         return _distributions(problem, data, z)
     step = {name: z[name] - value for name, value in center.items()}
     at_center, change = jax.jvp(partial(_distributions, problem, data), (center,), (step,))
-
-    def moved(value: Any, tangent: Any) -> Any:
-        return value + tangent if jnp.issubdtype(jnp.result_type(value), jnp.floating) else value
-
-    return jax.tree.map(moved, at_center, change)
+    return {name: first_order(fn, change[name]) for name, fn in at_center.items()}
 
 
 def log_likelihood_of_rows(problem: Problem, data: Data, z: Values, center: Values | None) -> jax.Array:

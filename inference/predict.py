@@ -15,6 +15,7 @@ from bayes_sym._precision import full_precision
 from bayes_sym.errors import ModelError, OptionError
 
 from . import rows
+from .first_order import first_order
 from .fit import Fit
 from .footprint import block_sizes, numbers_per_row
 from .posterior import GaussianPosterior, Posterior, fitted_problem
@@ -165,13 +166,9 @@ def means(problem: Problem, site: str | None, draws: Values, center: Values | No
     def one(z: Values) -> jax.Array:
         step = {name: z[name] - center[name] for name in center}
         value, tangent = jax.jvp(parameters, (center,), (step,))
-        return _mean(jax.tree.map(_moved, value, tangent))
+        return _mean(first_order(value, tangent))
 
     return jax.vmap(one)(draws)
-
-
-def _moved(value: Any, tangent: Any) -> Any:
-    return value + tangent if jnp.issubdtype(jnp.result_type(value), jnp.floating) else value
 
 
 def _mean(fn: Any) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The scores of a comparison: of a classifier on test images, on all their transforms, and after averaging over the orbit."""
+"""The scores of a comparison on test images, on all their transforms, and after averaging over the orbit; here of classifiers."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import jax
 import numpy as np
 
 from bayes_sym.diagnostics import calibration, equivariance_error_from_draws, orbit_agreement
+from bayes_sym.errors import OptionError
 from bayes_sym.representations import Representation
 
 from .posterior import PointPosterior, Posterior
 from .predict import predict
+from .value_scores import moved_values, value_scores
 
 
 __all__ = ["num_weights", "orbit_images", "score"]
@@ -23,14 +25,39 @@ def orbit_images(action: Representation, x: np.ndarray) -> np.ndarray:
 
 
 def score(
-    posterior: Posterior, key: jax.Array, test: tuple[np.ndarray, np.ndarray], action: Representation, num_draws: int
+    posterior: Posterior,
+    key: jax.Array,
+    test: tuple[np.ndarray, np.ndarray],
+    action: Representation,
+    num_draws: int,
+    output: Representation | None = None,
 ) -> dict[str, float]:
-    """Quality and symmetry of the predictions of one posterior on the test images and all their transforms."""
-    x, y = test
+    """Quality and symmetry of the predictions of one posterior on the test images and all their transforms.
+
+    Integer labels beside a probability for every class are scored as classes, anything else as values.
+
+    Args:
+        posterior: that predicts.
+        key: the random key of its draws.
+        test: images (rows, ...), and labels or values (rows, ...).
+        action: how the group acts on one image.
+        num_draws: posterior draws; a point is one draw.
+        output: how the group acts on the values of one row; None if they do not change.
+
+    Raises:
+        OptionError: `output` does not fit the values, or these are classes.
+    """
+    x, y = test[0], np.asarray(test[1])
     order = action.group.order
+    values = moved_values(action, output, y)
     draws = 1 if isinstance(posterior, PointPosterior) else num_draws
-    flat = predict(posterior.problem, posterior, key, orbit_images(action, x), num_draws=draws, draw_batch=8)
-    on_orbit = flat.reshape(draws, order, len(x), -1)
+    images = orbit_images(action, x)
+    flat = predict(posterior.problem, posterior, key, images, num_draws=draws, draw_batch=8)
+    on_orbit = flat.reshape(draws, order, len(x), *flat.shape[2:])
+    if not (y.dtype.kind in "iub" and flat.ndim == y.ndim + 2):
+        return value_scores(posterior, key, on_orbit, images, values, output)
+    if output is not None:
+        raise OptionError("output= is for values that the group moves; the labels of classes do not change here: leave it out")
     mean = _normalised(on_orbit.mean(axis=0))
     upright = calibration(mean[0], y)
     everywhere = calibration(mean.reshape(order * len(x), -1), np.tile(y, order))

@@ -8,12 +8,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from scipy.special import logsumexp
 
 from bayes_sym.errors import OptionError
 
 from .fit import Progress
 from .posterior import PointPosterior, Posterior
 from .predict import predict
+from .value_scores import log_likelihood_of_draws
 
 
 __all__ = ["BestOnValidation"]
@@ -28,7 +30,7 @@ class BestOnValidation:
     Attributes:
         key: the random key of the posterior draws; the same draws at every look.
         inputs: the arguments of the model without the observations.
-        labels: integer labels (rows,).
+        labels: integer labels (rows,), or the values that the model observes (rows, ...).
         num_draws: draws of the posterior predictive.
         patience: looks without improvement after which the fit is stopped; None never stops it.
         scores: (step, negative log-likelihood in nats per row) of every look.
@@ -51,12 +53,20 @@ class BestOnValidation:
         """Scores the posterior as it stands; True once patience is at its end."""
         posterior = progress.posterior()
         draws = 1 if isinstance(posterior, PointPosterior) else self.num_draws
-        mean = predict(posterior.problem, posterior, self.key, *self.inputs, num_draws=draws).mean(axis=0)
-        chosen = mean[np.arange(len(self.labels)), np.asarray(self.labels)]
-        score = float(-np.log(np.maximum(chosen, np.finfo(np.float32).tiny)).mean())
+        score = self._score(posterior, draws)
         best = min((s for _, s in self.scores), default=math.inf)
         self.scores.append((progress.step, score))
         if score < best or self.posterior is None:
             self.posterior, self.step = posterior, progress.step
         looks_since = sum(1 for step, _ in self.scores if step > self.step)
         return self.patience is not None and looks_since >= self.patience
+
+    def _score(self, posterior: Posterior, draws: int) -> float:
+        labels = np.asarray(self.labels)
+        if labels.dtype.kind in "iub":
+            mean = predict(posterior.problem, posterior, self.key, *self.inputs, num_draws=draws).mean(axis=0)
+            if mean.ndim == labels.ndim + 1:
+                chosen = mean[np.arange(len(labels)), labels.astype(int)]
+                return float(-np.log(np.maximum(chosen, np.finfo(np.float32).tiny)).mean())
+        likelihood = log_likelihood_of_draws(posterior, self.key, (*self.inputs, labels), draws)
+        return float(math.log(draws) - logsumexp(likelihood, axis=0).mean())

@@ -117,14 +117,14 @@ def checksum(data: Data | None) -> str:
 
 
 @functools.cache
-def _code() -> str:
+def _code(*more: Path) -> str:
     found = 0
-    for folder in (Path(bayes_sym.__file__).parent, Path(__file__).parent):
+    for folder in (Path(bayes_sym.__file__).parent, Path(__file__).parent, *more):
         for path in sorted(folder.rglob("*.py")):
             found = zlib.crc32(path.read_bytes(), found)
     return f"{found:08x}"
 
 
-def source() -> dict[str, str]:
-    """What the numbers depend on besides what was asked: the library, and the precision."""
-    return {"version": bayes_sym.__version__, "code": _code(), "float": str(jnp.result_type(float))}
+def source(*more: Path) -> dict[str, str]:
+    """What the numbers depend on besides what was asked: the library and the code in these folders, and the precision."""
+    return {"version": bayes_sym.__version__, "code": _code(*more), "float": str(jnp.result_type(float))}

@@ -13,7 +13,7 @@ from numpyro.infer.util import Predictive
 
 from bayes_sym import tap
 from bayes_sym.errors import DataError, ModelError, OptionError
-from bayes_sym.inference import Laplace, Linearised, Problem, fit, linearised, predict
+from bayes_sym.inference import Laplace, Linearised, Problem, fit, held_out_density, linearised, predict
 from bayes_sym.inference.blocks import DenseBlock, DiagonalBlock, KroneckerBlock, Layout
 from bayes_sym.inference.posterior import DrawsPosterior, GaussianPosterior, PointPosterior
 
@@ -465,3 +465,31 @@ def test_one_of_several_outputs_is_named(x64):
 def test_errors(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+EXACT = {
+    "rate": lambda z: dist.Poisson(jnp.exp(z[:, 0])),
+    "scale": lambda z: dist.Normal(0.0, jnp.exp(z[:, 0])),
+    "probability": lambda z: dist.Bernoulli(probs=jax.nn.sigmoid(z[:, 0])),
+    "probabilities": lambda z: dist.Categorical(probs=jax.nn.softmax(z)),
+    "logits": lambda z: dist.Categorical(logits=z),
+    "vectors": lambda z: dist.Gamma(jnp.exp(z), 1.0).to_event(1),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_parameters_move_on_the_scale_on_which_they_are_free(name):
+    # where that scale is linear in the weights, the linearised model is the model
+    def model(x, y=None):
+        w = numpyro.sample("w", dist.Normal(jnp.zeros((2, 3)), 1.0).to_event(2))
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("y", EXACT[name](x @ w), obs=y)
+
+    x = np.random.default_rng(0).standard_normal((6, 2)).astype(np.float32)
+    y = np.ones((6, 3), np.float32) if name == "vectors" else np.ones(6, np.float32 if name == "scale" else np.int32)
+    problem, key = Problem(model), jax.random.key(1)
+    found = fit(problem, Laplace(curvature="diag"), jax.random.key(0), x, y, num_steps=3, progress=False)
+    plain, moved = (predict(problem, found, key, x, num_draws=5, linearise=flag) for flag in (False, True))
+    np.testing.assert_allclose(moved, plain, rtol=2e-4)
+    densities = [held_out_density(problem, found, key, x, y, num_draws=5, linearise=flag).mean for flag in (False, True)]
+    assert densities[0] == pytest.approx(densities[1], rel=1e-4)

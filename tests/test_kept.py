@@ -1,0 +1,105 @@
+"""An experiment that was cut off goes on from the pieces and steps that it has finished, and only from those of the same run."""
+
+import os
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+from bayes_sym.errors import CheckpointError
+from bayes_sym.experiments import kept
+from bayes_sym.experiments.experiment import Options
+from bayes_sym.experiments.side_by_side import side_by_side
+from bayes_sym.inference import MAP, Interrupted, Problem, fit
+from bayes_sym.inference.interrupt import StopRequest
+
+
+calls = []
+
+
+def piece(item, scale=1, options=None):
+    calls.append(item)
+    if item == "broken":
+        raise KeyboardInterrupt
+    return [{"item": item, "value": np.float32(scale / 3), "none": None}]
+
+
+@pytest.fixture
+def options(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)  # in this process
+    calls.clear()
+    return Options(seed=3, progress=False, folder=tmp_path)
+
+
+def test_pieces_are_not_done_twice(options):
+    with pytest.raises(KeyboardInterrupt):
+        side_by_side(piece, ["a", "b", "broken", "c"], options)
+    assert calls == ["a", "b", "broken"]
+    found = side_by_side(piece, ["b", "a", "c"], replace(options, progress=True))
+    assert calls == ["a", "b", "broken", "c"]
+    assert found == [[{"item": name, "value": float(np.float32(1 / 3)), "none": None}] for name in "bac"]
+
+
+def test_pieces_of_another_run_are_done_anew(options):
+    for changed in (options, replace(options, seed=4), replace(options, steps=7), replace(options, folder=None)):
+        side_by_side(partial(piece, options=changed), ["a"], changed)
+    side_by_side(partial(piece, options=options, scale=2), ["a"], options)
+    assert len(calls) == 5
+    side_by_side(partial(piece, options=options, scale=2), ["a"], options)
+    assert len(calls) == 5
+
+
+def test_a_broken_file_is_named(options):
+    side_by_side(piece, ["a"], options)
+    (path,) = (options.folder / "cells").iterdir()
+    path.write_text("[{")
+    with pytest.raises(CheckpointError, match=rf"cannot read .*{path.name}.*Delete it to run this part"):
+        side_by_side(piece, ["a"], options)
+
+
+def model(x, y=None):
+    w = numpyro.sample("w", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+    with numpyro.plate("data", len(x)):
+        numpyro.sample("y", dist.Normal(x @ w, 1.0), obs=y)
+
+
+class AfterTwo(StopRequest):
+    """Asks to stop at the second look."""
+
+    looks = 0
+
+    def __call__(self, progress):
+        self.looks += 1
+        if self.looks == 2:
+            self.set()
+        return super().__call__(progress)
+
+
+def test_a_fit_goes_on_after_its_last_chunk(options, monkeypatch):
+    x = np.random.default_rng(0).standard_normal((8, 2)).astype(np.float32)
+    data, key = (x, x.sum(axis=1)), jax.random.key(0)
+    problem, scheme = Problem(model), MAP()
+    whole = fit(problem, scheme, key, *data, num_steps=40, chunk=10, progress=False)
+
+    @contextmanager
+    def impatient():
+        yield AfterTwo()
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="stopped at step 20 of 40 of mine"):
+        patch.setattr(kept, "gentle_interrupt", impatient)
+        kept.resumable_fit("mine", options, problem, scheme, key, *data, num_steps=40, chunk=10)
+    (path,) = (options.folder / "cells").iterdir()
+    assert path.suffix == ".npz"
+    seen = []
+    monkeypatch.setattr(kept, "fit", lambda *args, **more: seen.append(more["resume"]) or fit(*args, **more))
+    # the file's name has the function's, so the same function
+    monkeypatch.setattr(kept, "place_of", lambda *_: path)
+    done = kept.resumable_fit("mine", options, problem, scheme, key, *data, num_steps=40, chunk=10)
+    assert seen == [path] and np.array_equal(done.losses, whole.losses)
+    assert np.array_equal(done.posterior.sample(key, 1)["w"], whole.posterior.sample(key, 1)["w"])
