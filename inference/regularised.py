@@ -29,9 +29,9 @@ class RegularisedMAP(Scheme):
     """MAP under the additional log prior N * strength * |w * m| on the selection weights w and magnitudes m of augmentation.
 
     So the loss per row is the papers' (Benton et al. 2020, Rommel et al. 2022): cross-entropy less strength * |w * m|, the norm over
-    all layers and operations of every `layers.Augment` in the model (`Augment.norm`), less (log prior)/N. This prior is stronger the more rows
-    there are: with a fixed one, the likelihood alone decides in the end, and it has no use for width. The same prior in
-    the model, ``numpyro.factor("reward", N * strength * spec.norm(net.weights))``, serves every other scheme.
+    all layers and operations of every `layers.Augment` in the model (`Augment.norm`), less (log prior)/N. This prior is the stronger
+    the more rows there are: with a fixed one, the likelihood alone decides in the end, and it has no use for width. The same
+    prior in the model, ``numpyro.factor("reward", N * strength * spec.norm(net.weights))``, serves every other scheme.
 
     Let the magnitudes stand still until the net is trained (`paced`), and start them where you want (`Problem.starts`).
 
