@@ -17,6 +17,7 @@ from .orbit_expansion import ORBIT_EXPANSION
 from .planted_symmetry import PLANTED_SYMMETRY
 from .prior_invariance import PRIOR_INVARIANCE
 from .quadrant import QUADRANT
+from .rotated_shapes import ROTATED_SHAPES
 from .sample_complexity import SAMPLE_COMPLEXITY
 
 
@@ -30,6 +31,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         PLANTED_SYMMETRY,
         PRIOR_INVARIANCE,
         QUADRANT,
+        ROTATED_SHAPES,
         SAMPLE_COMPLEXITY,
     )
 }
