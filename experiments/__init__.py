@@ -17,8 +17,10 @@ from .orbit_expansion import ORBIT_EXPANSION
 from .planted_symmetry import PLANTED_SYMMETRY
 from .prior_invariance import PRIOR_INVARIANCE
 from .quadrant import QUADRANT
+from .rings import RINGS
 from .rotated_shapes import ROTATED_SHAPES
 from .sample_complexity import SAMPLE_COMPLEXITY
+from .sinusoids import SINUSOIDS
 
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -31,8 +33,10 @@ EXPERIMENTS: dict[str, Experiment] = {
         PLANTED_SYMMETRY,
         PRIOR_INVARIANCE,
         QUADRANT,
+        RINGS,
         ROTATED_SHAPES,
         SAMPLE_COMPLEXITY,
+        SINUSOIDS,
     )
 }
 """Every experiment by name; a new one is a file of its own and an entry here."""

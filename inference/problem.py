@@ -202,11 +202,11 @@ class Problem:
         """The constrained values of `starts` by site."""
         found: dict[str, np.ndarray] = {}
         for pattern, value in self.starts:
-            for name in self.match((pattern,), structure):
+            for name in (name for name in self.match((pattern,), structure) if name not in found):
                 given, shape = np.asarray(value, float), structure.latent[name].shape
                 if given.shape not in ((), shape):
                     raise ModelError(f"starts gives site {name!r} values of shape {given.shape}, and it has shape {shape}")
-                found.setdefault(name, np.broadcast_to(given, shape))
+                found[name] = np.broadcast_to(given, shape)
         return found
 
     def check(self, data: Data) -> None:
