@@ -8,7 +8,9 @@ import os
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from .arrangements import ARRANGEMENTS
+from .capacity import CAPACITY
 from .digits_c4 import DIGITS_C4
+from .eeg_like import EEG_LIKE
 from .experiment import Experiment as Experiment
 from .experiment import Options as Options
 from .families import FAMILIES
@@ -27,7 +29,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
     for experiment in (
         ARRANGEMENTS,
+        CAPACITY,
         DIGITS_C4,
+        EEG_LIKE,
         FAMILIES,
         ORBIT_EXPANSION,
         PLANTED_SYMMETRY,

@@ -26,7 +26,7 @@ from .series_net import series_net
 from .side_by_side import side_by_side
 
 
-__all__ = ["ARMS", "CENTERS", "SINUSOIDS", "TASK", "oracle"]
+__all__ = ["ARMS", "CENTERS", "SINUSOIDS", "TASK", "data_of", "oracle"]
 
 CENTERS = (2.0, 4.0, 6.0, 8.0)
 """The frequencies of the classes, in hertz."""
@@ -45,7 +45,8 @@ def oracle(operation: str, strength: float | None) -> float | None:
     return 0.5 if strength is None else oracle_range(strength, 2.0, spread=0.5, centers=CENTERS)
 
 
-def _data(seed: int, num_train: int) -> Data:
+def data_of(seed: int, num_train: int) -> Data:
+    """Series, their quadratures, and test series shifted by half a hertz and by a quarter, both ways."""
     waves = datasets.sinusoids(num_train, 1, 300, seed=seed)
     prepare = jax.jit(_SHIFT.prepare)
     x = jnp.asarray(waves.test.x)
@@ -55,7 +56,7 @@ def _data(seed: int, num_train: int) -> Data:
     return Data(*waves.train, given, *waves.test, np.stack(moved))
 
 
-TASK = Task("sinusoids", _data, num_train=4000, steps=3000, batch_size=64, oracle=oracle)
+TASK = Task("sinusoids", data_of, num_train=4000, steps=3000, batch_size=64, oracle=oracle)
 """What all arms share."""
 
 _CHOICE = (*_START, ("*.selection", 0.0))
