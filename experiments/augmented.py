@@ -131,14 +131,18 @@ class Classifier:
     Attributes:
         spec: the net.
         prepares: the operations of `given`.
+        reward: the log prior per unit of the norm of augmentation, N times lambda; 0 where the scheme adds it, or nobody does.
     """
 
     spec: Layer
     prepares: tuple[Transform, ...] = ()
+    reward: float = 0.0
 
     def __call__(self, x: jax.Array, y: jax.Array | None = None, *given: jax.Array) -> None:
         """Weights have standard normal priors scaled to the fan-in."""
         net = random_module("net", self.spec)
+        if self.reward and isinstance(self.spec, Augment):
+            numpyro.factor("reward", self.reward * self.spec.norm(net.weights))
         ready = dict(zip(self.prepares, given, strict=True)) if given else {}
         with numpyro.plate("data", x.shape[0]):
             numpyro.sample("y", dist.Categorical(logits=net(Prepared(x, ready) if ready else x)), obs=y)

@@ -7,6 +7,7 @@ between five; beside no augmentation, a range that somebody guessed, and the ran
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache, partial
 
 import jax.numpy as jnp
@@ -16,15 +17,16 @@ from bayes_sym import datasets
 from bayes_sym.layers import Activation, Conv, Dense, Flatten, Pool, Selection, Sequential
 from bayes_sym.transforms import Rotate, Scale, ShearX, ShearY, Stretch, TranslateX, TranslateY
 
-from .augmented import COLUMNS, Arm, Data, Task, learn
+from .augmented import COLUMNS, Arm, Data, Outcome, Task, learn
 from .augmented_figures import draw_history, draw_ranges
 from .experiment import Experiment, Options
 from .findings import Findings
 from .oracle_range import oracle_range
+from .rotated_posterior import learn_posterior
 from .side_by_side import side_by_side
 
 
-__all__ = ["ARMS", "ROTATED_SHAPES", "TASK", "oracle"]
+__all__ = ["ARMS", "POSTERIORS", "ROTATED_SHAPES", "TASK", "oracle"]
 
 _SIDE, _CHANNELS = 20, 8
 _NET = Sequential(
@@ -90,12 +92,28 @@ ARMS = {
         ),
     )
 }
-"""Every method by name."""
+"""Every method by name, learned as a point."""
+
+
+def _posterior(name: str, strength: float | None) -> Arm:
+    return replace(_one(name, strength, 22.5), copies=2)
+
+
+POSTERIORS = {arm.name: arm for arm in (_posterior("variational", 0.1), _posterior("variational-flat", None))}
+"""Those with a posterior of the range: under the reward as a prior, and under a weak prior."""
+
+_DEFAULT = ("none", "fixed", "oracle", "learned", "learned-from-90", "augerino", "augnet", "variational")
+
+
+def _learn(name: str, options: Options) -> Outcome:
+    if name in POSTERIORS:
+        return learn_posterior(POSTERIORS[name], TASK, options)
+    return learn(ARMS[name], TASK, options)
 
 
 def _run(options: Options) -> Findings:
-    names = list(ARMS) if options.task is None else [options.task]
-    found = side_by_side(partial(learn, task=TASK, options=options), [ARMS[name] for name in names], progress=options.progress)
+    names = list(_DEFAULT) if options.task is None else [options.task]
+    found = side_by_side(partial(_learn, options=options), names, progress=options.progress)
     rows = [row for outcome in found for row in (*outcome.scores, *outcome.ranges)]
     history = {name: outcome.history for name, outcome in zip(names, found, strict=True)}
     figures = {"ranges": partial(draw_ranges, rows, "Rotate"), "training": partial(draw_history, history, "Rotate")}
@@ -106,7 +124,7 @@ ROTATED_SHAPES = Experiment(
     "rotated-shapes",
     "Which rotations keep the labels of shapes: learned ranges beside the closed-form oracle",
     _run,
-    tasks=tuple(ARMS),
+    tasks=(*ARMS, *POSTERIORS),
     has_epochs=True,
     steps=TASK.steps,
 )
