@@ -64,6 +64,10 @@ class Data(NamedTuple):
     moved: np.ndarray
 
 
+def _nobody_knows(operation: str, strength: float | None) -> float | None:
+    return None
+
+
 @dataclass(frozen=True)
 class Task:
     """What all arms of an experiment share.
@@ -89,7 +93,7 @@ class Task:
     seeds: int = 3
     rest: int = 500
     copies: int = 8
-    oracle: Callable[[str, float | None], float | None] = lambda operation, strength: None
+    oracle: Callable[[str, float | None], float | None] = _nobody_knows
 
 
 @dataclass(frozen=True)
@@ -102,10 +106,10 @@ class Arm:
         layers: of augmentation; empty for none.
         starts: (pattern, value) pairs of the sites of augmentation.
         strength: of the reward per row; None where ranges stand still.
-        share: the part of the strength that reaches one operation, where the oracle knows operations one by one.
         copies: per example in training.
         pace: learning rate of magnitudes and selections relative to that of weights.
         rest: in place of the task's.
+        fair: whether the reward is for how far inputs are moved (`Augment.displacements`), and not per unit of magnitude.
     """
 
     name: str
@@ -113,10 +117,10 @@ class Arm:
     layers: tuple[Selection, ...] = ()
     starts: tuple[tuple[str, float | tuple[float, ...]], ...] = ()
     strength: float | None = None
-    share: float = 1.0
     copies: int = 1
     pace: float = 7.0
     rest: int | None = None
+    fair: bool = False
 
     @property
     def spec(self) -> Layer:
@@ -176,7 +180,7 @@ def set_problem(arm: Arm, prepares: tuple[Transform, ...] = ()) -> Problem:
     return Problem(Classifier(arm.spec, prepares), starts=arm.starts if arm.layers else ())
 
 
-def set_scheme(task: Task, arm: Arm, steps: int) -> Scheme:
+def set_scheme(task: Task, arm: Arm, steps: int, units: tuple[float, ...] | None = None) -> Scheme:
     """`RegularisedMAP`, at rest first; or MAP, where ranges stand still all the time."""
     optimizer = optax.adam(optax.cosine_decay_schedule(task.rate, steps, 0.05))
     if not arm.layers:
@@ -184,7 +188,7 @@ def set_scheme(task: Task, arm: Arm, steps: int) -> Scheme:
     if arm.strength is None:
         return MAP(paced(optimizer, Pace("*augment.*", 0.0)))
     rest = min(task.rest if arm.rest is None else arm.rest, steps // 4)
-    return RegularisedMAP(arm.strength, paced(optimizer, Pace("*augment.*", arm.pace, rest)))
+    return RegularisedMAP(arm.strength, paced(optimizer, Pace("*augment.*", arm.pace, rest)), units=units)
 
 
 def learn(arm: Arm, task: Task, options: Options) -> Outcome:
@@ -194,6 +198,9 @@ def learn(arm: Arm, task: Task, options: Options) -> Outcome:
     used = {op for layer in arm.layers for op in layer.operations}
     given = {op: value for op, value in data.given.items() if op in used}
     problem, spec = set_problem(arm, tuple(given)), arm.spec
+    units = None
+    if arm.fair and isinstance(spec, Augment):
+        units = spec.displacements(jax.random.key(0), jnp.asarray(data.x[:200]))
     history: list[tuple[int, int, list[dict[str, Any]]]] = []
     arrays = (data.x, data.y, *given.values())
     first = problem.take(arrays, slice(0, 1))
@@ -205,7 +212,7 @@ def learn(arm: Arm, task: Task, options: Options) -> Outcome:
 
     fits = fit_seeds(
         problem,
-        set_scheme(task, arm, steps),
+        set_scheme(task, arm, steps, units),
         jax.vmap(partial(jax.random.fold_in, jax.random.key(options.seed)))(jnp.arange(task.seeds)),
         *arrays,
         num_steps=steps,
@@ -217,7 +224,7 @@ def learn(arm: Arm, task: Task, options: Options) -> Outcome:
     points = [at(found.state.z) for found in fits]
     return Outcome(
         score_rows(arm.name, spec, points, data, task.copies, [found.seconds for found in fits], options.seed),
-        range_rows(arm, task, points, options.seed),
+        range_rows(arm, task, points, options.seed, units),
         history,
     )
 
@@ -267,19 +274,21 @@ def score_rows(
     return rows
 
 
-def range_rows(arm: Arm, task: Task, points: list[dict[str, jax.Array]], seed: int) -> list[dict[str, Any]]:
-    """What every fit has learned about every operation, with the t-interval over fits."""
+def range_rows(
+    arm: Arm, task: Task, points: list[dict[str, jax.Array]], seed: int, units: tuple[float, ...] | None = None
+) -> list[dict[str, Any]]:
+    """What every fit has learned about every operation, with the t-interval over fits, beside the oracle."""
     spec = arm.spec
     if not isinstance(spec, Augment):
         return []
     reports = [spec.report(values, module="net") for values in points]
+    strengths = [_strengths(arm, report, units) for report in reports]
     rows = []
     for k, first in enumerate(reports[0]):
         learned = [float(np.max(report[k]["range"])) for report in reports]
         interval = interval_over(learned)
-        strength = None if arm.strength is None else arm.share * arm.strength
-        oracle = task.oracle(first["operation"], strength)
         for i, report in enumerate(reports):
+            probability = float(report[k]["probability"])
             best = max(float(row["probability"]) for row in report if row["layer"] == first["layer"])
             rows.append(
                 {
@@ -292,10 +301,22 @@ def range_rows(arm: Arm, task: Task, points: list[dict[str, jax.Array]], seed: i
                     "learned": learned[i],
                     "learned_low": interval.low,
                     "learned_high": interval.high,
-                    "oracle": oracle,
-                    "probability": float(report[k]["probability"]),
-                    "selected": bool(float(report[k]["probability"]) >= best),
+                    "oracle": task.oracle(first["operation"], strengths[i][k]) if probability > 0.5 else None,
+                    "probability": probability,
+                    "selected": probability >= best,
                     "seed": seed,
                 }
             )
     return rows
+
+
+def _strengths(arm: Arm, report: list[dict[str, Any]], units: tuple[float, ...] | None) -> list[float | None]:
+    """The slope of the reward in the magnitude of every operation, where the others stand as learned: what an oracle of one is asked."""
+    if arm.strength is None:
+        return [None] * len(report)
+    unit = np.ones(len(report)) if units is None else np.asarray(units)
+    each = unit * np.array([float(row["probability"]) for row in report])
+    magnitude = np.array([float(row["magnitude"]) for row in report])
+    norm = np.linalg.norm(each * magnitude)
+    slopes = arm.strength * each**2 * magnitude / (norm if norm > 0 else 1.0)
+    return [round(float(slope), 3) for slope in slopes]

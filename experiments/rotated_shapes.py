@@ -49,7 +49,7 @@ _SIX = (TranslateX(), TranslateY(), _ROTATE, Scale(), Stretch(), ShearX())
 @cache
 def oracle(operation: str, strength: float | None) -> float | None:
     """The half-range of rotations, in degrees, that a perfect net learns under a reward of this strength; None for others."""
-    if operation != "Rotate" or strength == 0:
+    if operation != "Rotate" or strength == 0.0:
         return None
     if strength is None:
         return 45.0
@@ -89,6 +89,14 @@ ARMS = {
             (Selection(_FIVE, "blend", temperature=0.01),),
             (("*.magnitude", 0.125), ("*.selection", 0.0)),
             0.5,
+        ),
+        Arm(
+            "augnet-fair",
+            _NET,
+            (Selection(_FIVE, "blend", temperature=0.01),),
+            (("*.magnitude", 0.125), ("*.selection", 0.0)),
+            0.5,
+            fair=True,
         ),
     )
 }

@@ -76,6 +76,7 @@ ARMS = {
         Arm("augerino", _NET, (Selection(_THREE),), _START, 0.2),
         Arm("augnet", _NET, _blend(1), _CHOICE, 0.2, rest=0, pace=3.0),
         Arm("augnet-warm-up", _NET, _blend(1), _CHOICE, 0.2),
+        Arm("augnet-fair", _NET, _blend(1), _CHOICE, 0.2, fair=True),
         Arm("augnet-2-layers", _NET, _blend(2), _CHOICE, 0.2, rest=0, pace=3.0),
         Arm("augnet-4-layers", _NET, _blend(4), _CHOICE, 0.2, rest=0, pace=3.0),
     )

@@ -39,12 +39,14 @@ class RegularisedMAP(Scheme):
         strength: lambda, in nats per row and unit of magnitude.
         optimizer: an optax optimiser of the negative log joint per row.
         whiten, start: as for `MAP`.
+        units: what magnitude 1 of every operation counts in the norm, layer by layer, or None for 1 each; see `Augment.norm`.
     """
 
     strength: float = 0.1
     optimizer: optax.GradientTransformation = ADAM
     whiten: bool = False
     start: float = 1.0
+    units: tuple[float, ...] | None = None
     _map: MAP = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -78,7 +80,7 @@ class RegularisedMAP(Scheme):
         """The sum of the norms of weight times magnitude over the model's `Augment` modules, at unconstrained values."""
         values = problem.constrain(z, data)
         augments = _augments(problem.structure(*data))
-        return sum((spec.norm(values, module=name) for name, spec in augments.items()), jnp.zeros(()))
+        return sum((spec.norm(values, module=name, units=self.units) for name, spec in augments.items()), jnp.zeros(()))
 
     def posterior(self, key: jax.Array, state: MAPState, problem: Problem, data: Data, records: Any) -> PointPosterior:
         """All mass at the last point."""

@@ -62,6 +62,23 @@ def test_the_reward_is_a_log_prior_of_the_number_of_rows(batch_size, key):
     assert np.abs(without.state.z[MAGNITUDE] - found[0].state.z[MAGNITUDE]).max() > 1e-3
 
 
+def test_rewards_may_count_how_far_inputs_are_moved(key):
+    units = SPEC.displacements(key, jnp.asarray(X))
+    assert len(units) == 3 and units[2] == pytest.approx(
+        np.sqrt(((1 - 2 * X) ** 2).mean() / (X**2).mean()), rel=0.5
+    )  # half inverted
+    values = {MAGNITUDE: jnp.array([0.2, 0.4]), SELECTION: jnp.zeros(2), "net.augment.1.magnitude": jnp.array([0.3])}
+    expected = np.sqrt((units[0] * 0.1) ** 2 + (units[1] * 0.2) ** 2 + (units[2] * 0.3) ** 2)
+    assert float(SPEC.norm(values, module="net", units=units)) == pytest.approx(expected, rel=1e-6)
+    several = {name: jnp.stack([value] * 4) for name, value in values.items()}
+    assert np.allclose(SPEC.norm(several, module="net", units=units), expected)
+    start = {**PLAIN.initial(key, (X, LABELS))}
+    found = RegularisedMAP(0.7, units=units).norm(PLAIN, start, (X, LABELS))
+    assert found == SPEC.norm(PLAIN.constrain(start, (X, LABELS)), module="net", units=units)
+    with pytest.raises(OptionError, match="units are one number per operation, 3 over all layers, got 2"):
+        SPEC.norm(values, module="net", units=(1.0, 2.0))
+
+
 def test_it_is_a_scheme_like_any_other(key):
     assert RegularisedMAP(0.2) == RegularisedMAP(0.2) != RegularisedMAP(0.3) and hash(RegularisedMAP()) == hash(RegularisedMAP())
     done = fit(PLAIN, RegularisedMAP(), key, X, LABELS, num_steps=3, progress=False)
