@@ -109,6 +109,7 @@ class Arm:
         copies: per example in training.
         pace: learning rate of magnitudes and selections relative to that of weights.
         rest: in place of the task's.
+        order: of the norm that is rewarded.
         fair: whether the reward is for how far inputs are moved (`Augment.displacements`), and not per unit of magnitude.
     """
 
@@ -120,6 +121,7 @@ class Arm:
     copies: int = 1
     pace: float = 7.0
     rest: int | None = None
+    order: int = 2
     fair: bool = False
 
     @property
@@ -188,7 +190,7 @@ def set_scheme(task: Task, arm: Arm, steps: int, units: tuple[float, ...] | None
     if arm.strength is None:
         return MAP(paced(optimizer, Pace("*augment.*", 0.0)))
     rest = min(task.rest if arm.rest is None else arm.rest, steps // 4)
-    return RegularisedMAP(arm.strength, paced(optimizer, Pace("*augment.*", arm.pace, rest)), units=units)
+    return RegularisedMAP(arm.strength, paced(optimizer, Pace("*augment.*", arm.pace, rest)), units=units, order=arm.order)
 
 
 def learn(arm: Arm, task: Task, options: Options) -> Outcome:
@@ -316,6 +318,8 @@ def _strengths(arm: Arm, report: list[dict[str, Any]], units: tuple[float, ...] 
         return [None] * len(report)
     unit = np.ones(len(report)) if units is None else np.asarray(units)
     each = unit * np.array([float(row["probability"]) for row in report])
+    if arm.order == 1:
+        return [round(float(arm.strength * slope), 3) for slope in each]
     magnitude = np.array([float(row["magnitude"]) for row in report])
     norm = np.linalg.norm(each * magnitude)
     slopes = arm.strength * each**2 * magnitude / (norm if norm > 0 else 1.0)

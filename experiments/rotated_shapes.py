@@ -82,7 +82,8 @@ ARMS = {
         _one("learned-0.3", 0.3, 22.5),
         _one("learned-0.5", 0.5, 22.5),
         _one("no-reward", 0.0, 22.5),
-        Arm("augerino", _NET, (Selection(_SIX),), (("*.magnitude", 0.125),), 0.5),
+        Arm("augerino", _NET, (Selection(_SIX),), (("*.magnitude", 0.125),), 0.05),
+        Arm("augerino-sum", _NET, (Selection(_SIX),), (("*.magnitude", 0.125),), 0.1, order=1),
         Arm(
             "augnet",
             _NET,

@@ -40,6 +40,7 @@ class RegularisedMAP(Scheme):
         optimizer: an optax optimiser of the negative log joint per row.
         whiten, start: as for `MAP`.
         units: what magnitude 1 of every operation counts in the norm, layer by layer, or None for 1 each; see `Augment.norm`.
+        order: of the norm, 2, or 1 for a reward that operations do not share.
     """
 
     strength: float = 0.1
@@ -47,6 +48,7 @@ class RegularisedMAP(Scheme):
     whiten: bool = False
     start: float = 1.0
     units: tuple[float, ...] | None = None
+    order: int = 2
     _map: MAP = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -57,6 +59,8 @@ class RegularisedMAP(Scheme):
         self._map.check(problem, structure, num_steps)
         if not 0 <= self.strength < math.inf:
             raise OptionError(f"strength is the reward per row and unit of magnitude, 0 or positive, got {self.strength}")
+        if self.order not in (1, 2):
+            raise OptionError(f"order of the norm must be 1 or 2, got {self.order!r}")
         if not _augments(structure):
             raise OptionError(
                 "RegularisedMAP rewards the ranges of layers.Augment, and no random_module of the model is one: wrap the net, "
@@ -80,7 +84,9 @@ class RegularisedMAP(Scheme):
         """The sum of the norms of weight times magnitude over the model's `Augment` modules, at unconstrained values."""
         values = problem.constrain(z, data)
         augments = _augments(problem.structure(*data))
-        return sum((spec.norm(values, module=name, units=self.units) for name, spec in augments.items()), jnp.zeros(()))
+        return sum(
+            (spec.norm(values, module=name, units=self.units, order=self.order) for name, spec in augments.items()), jnp.zeros(())
+        )
 
     def posterior(self, key: jax.Array, state: MAPState, problem: Problem, data: Data, records: Any) -> PointPosterior:
         """All mass at the last point."""

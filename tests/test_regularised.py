@@ -70,6 +70,8 @@ def test_rewards_may_count_how_far_inputs_are_moved(key):
     values = {MAGNITUDE: jnp.array([0.2, 0.4]), SELECTION: jnp.zeros(2), "net.augment.1.magnitude": jnp.array([0.3])}
     expected = np.sqrt((units[0] * 0.1) ** 2 + (units[1] * 0.2) ** 2 + (units[2] * 0.3) ** 2)
     assert float(SPEC.norm(values, module="net", units=units)) == pytest.approx(expected, rel=1e-6)
+    summed = 0.7 * (units[0] * 0.1 + units[1] * 0.2 + units[2] * 0.3)
+    assert 0.7 * float(SPEC.norm(values, module="net", units=units, order=1)) == pytest.approx(summed, rel=1e-6)
     several = {name: jnp.stack([value] * 4) for name, value in values.items()}
     assert np.allclose(SPEC.norm(several, module="net", units=units), expected)
     start = {**PLAIN.initial(key, (X, LABELS))}

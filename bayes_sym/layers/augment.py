@@ -188,8 +188,8 @@ class Augment(Layer):
             versions, probability = layer.enumerated(under(weights, f"augment.{i}"), versions, probability)
         return jnp.moveaxis(versions, 0, 1), probability
 
-    def norm(self, weights: Weights, *, module: str = "", units: Sequence[float] | None = None) -> jax.Array:
-        """|w * m|: the Euclidean norm of selection weights times magnitudes over all layers, with gradient 0 where it is 0.
+    def norm(self, weights: Weights, *, module: str = "", units: Sequence[float] | None = None, order: int = 2) -> jax.Array:
+        """|w * m|: the norm of selection weights times magnitudes over all layers, Euclidean by default, with gradient 0 where it is 0.
 
         The papers' loss per example is less lambda times it, which is a log prior (Rommel et al. 2022). In a model of N rows::
 
@@ -201,6 +201,8 @@ class Augment(Layer):
             module: the name of the module, or none.
             units: what magnitude 1 of every operation counts, layer by layer, e.g. `displacements`; None for 1 each, as in the papers,
                 where the operation with the most harmless limit is the cheapest reward.
+            order: 2, or 1 for the sum, in which operations do not share a reward: under the Euclidean norm, what one of several
+                operations gets for a step shrinks as others grow.
         """
         values = self._values(weights, module)
         parts = [layer.weights(own) * own["magnitude"] for layer, own in zip(self.layers, values, strict=True)]
@@ -209,6 +211,10 @@ class Augment(Layer):
             if len(units) != every.shape[-1]:
                 raise OptionError(f"units are one number per operation, {every.shape[-1]} over all layers, got {len(units)}")
             every = every * jnp.asarray(units, every.dtype).reshape((1,) * (every.ndim - 1) + (-1,))
+        if order not in (1, 2):
+            raise OptionError(f"order of the norm must be 1 or 2, got {order!r}")
+        if order == 1:
+            return every.sum(axis=-1)
         square = (every**2).sum(axis=-1)
         return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
 
