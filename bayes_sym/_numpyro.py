@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -13,7 +14,19 @@ from numpyro.distributions import biject_to, constraints
 from numpyro.primitives import _PYRO_STACK, Messenger, apply_stack
 
 
-__all__ = ["At", "Messenger", "in_plate", "is_positive", "is_real", "log_prob_of", "name_of", "run", "send", "unconstrain"]
+__all__ = [
+    "At",
+    "Messenger",
+    "in_plate",
+    "is_positive",
+    "is_real",
+    "log_prob_of",
+    "name_of",
+    "noise",
+    "run",
+    "send",
+    "unconstrain",
+]
 
 Trace = dict[str, dict[str, Any]]
 _ONE_AT_A_TIME = threading.RLock()  # NumPyro's stack of handlers is one for the whole process: threads would see each other's
@@ -110,6 +123,26 @@ class At(Messenger):
         log_det = transform.log_abs_det_jacobian(z, value)
         self.log_det[message["name"]] = jnp.sum(log_det)
         return value
+
+
+class _Noise(Messenger):
+    """Makes every key that a model asks for depend on one more key."""
+
+    def __init__(self, key: jax.Array) -> None:
+        super().__init__()
+        self.bits = jax.random.bits(key)
+
+    def process_message(self, message: dict[str, Any]) -> None:
+        """After the `seed` handler further in, which has set the key."""
+        if message["type"] == "prng_key" and message["kwargs"]["rng_key"] is not None:
+            message["kwargs"]["rng_key"] = jax.random.fold_in(message["kwargs"]["rng_key"], self.bits)
+
+
+@contextmanager
+def noise(key: jax.Array) -> Iterator[None]:
+    """Models that draw noise while they run draw it from `key` too, where nobody hands them a key: one noise per measurement."""
+    with _ONE_AT_A_TIME, _Noise(key):
+        yield
 
 
 class _EnoughError(Exception):

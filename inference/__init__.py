@@ -60,6 +60,8 @@ from .orbit_mixture import mixture_gain as mixture_gain
 from .orbit_mixture import orbit_mixture as orbit_mixture
 from .orbit_predictions import PosteriorEquivariance as PosteriorEquivariance
 from .orbit_predictions import posterior_equivariance as posterior_equivariance
+from .pace import Pace as Pace
+from .pace import paced as paced
 from .posterior import DrawsPosterior as DrawsPosterior
 from .posterior import FamilyPosterior as FamilyPosterior
 from .posterior import GaussianPosterior as GaussianPosterior
@@ -69,6 +71,7 @@ from .predict import predict as predict
 from .prior_asymmetry import invariant_prior as invariant_prior
 from .prior_asymmetry import prior_asymmetry as prior_asymmetry
 from .problem import Problem as Problem
+from .regularised import RegularisedMAP as RegularisedMAP
 from .scheme import Info as Info
 from .scheme import Scheme as Scheme
 from .seeds import fit_seeds as fit_seeds

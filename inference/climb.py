@@ -48,8 +48,14 @@ def constrained(problem: Problem, state: LaplaceState, held: Values, data: Data)
 def climb_evidence(scheme: Laplace, problem: Problem, key: jax.Array, state: LaplaceState, data: Data) -> LaplaceState:
     """`hyper_steps` steps of the optimised sites; none ends farther than `trust` from where it starts.
 
-    A step that lowers the evidence, worked out anew at its end, is taken back, and the next one goes half as far.
+    A step that lowers the evidence, worked out anew at its end, is taken back, and the next one goes half as far. A model that draws
+    noise, as for augmentation, has other noise at every update, and within one the same, so that steps can be compared.
     """
+    with _numpyro.noise(key):
+        return _climb(scheme, problem, key, state, data)
+
+
+def _climb(scheme: Laplace, problem: Problem, key: jax.Array, state: LaplaceState, data: Data) -> LaplaceState:
     objective = scheme.objective or scheme.curvature
     probes = as_probes(scheme.probes, key)
     z, rest = split_weights(scheme, problem, state, data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -57,10 +58,23 @@ class MAP(Scheme):
 
     def step(self, key: jax.Array, state: MAPState, problem: Problem, batch: Data, factor: jax.Array) -> tuple[MAPState, Info]:
         """One optimiser step on -(log likelihood + log prior)/N."""
+        return self.descend(key, state, problem, batch, factor)
+
+    def descend(
+        self,
+        key: jax.Array,
+        state: MAPState,
+        problem: Problem,
+        batch: Data,
+        factor: jax.Array,
+        log_prior: Callable[[Values], jax.Array] | None = None,
+    ) -> tuple[MAPState, Info]:
+        """As `step`, under a log prior of unconstrained values besides that of the model."""
 
         def loss(z: Values) -> jax.Array:
             density = problem.log_density(z, batch, factor=factor, key=key)
-            return -(density.likelihood + density.prior) / (factor * rows.num_rows(batch))
+            extra = 0.0 if log_prior is None else log_prior(z)
+            return -(density.likelihood + density.prior + extra) / (factor * rows.num_rows(batch))
 
         value, gradient = jax.value_and_grad(loss)(state.z)
         if self.whiten:

@@ -84,12 +84,15 @@ class Problem:
         row_args: which positional arguments are rows; None means those whose leading axis is as long as the first
             array's.
         modules: specifications that replace those of the model's modules, as (name, layer) pairs.
+        starts: (pattern, value) pairs: where the sites of these names start in every scheme, in their own coordinates, in place of
+            draws and medians of the prior; a number for all elements, or a tuple. The first pattern that matches counts.
     """
 
     model: Callable[..., Any]
     data_plate: str = "data"
     row_args: tuple[int, ...] | None = None
     modules: tuple[tuple[str, Layer], ...] = ()
+    starts: tuple[tuple[str, float | tuple[float, ...]], ...] = ()
 
     def with_modules(self, specs: Mapping[str, Layer]) -> Problem:
         """The same problem with other specifications for the named modules."""
@@ -185,10 +188,26 @@ class Problem:
         return {name: _numpyro.unconstrain(sites[name], value) for name, value in values.items()}
 
     def initial(self, key: jax.Array, data: Data, start: float = 1.0) -> Values:
-        """Unconstrained starting values: weights drawn from the prior times `start`, hyperparameters at their prior medians."""
-        weights = self.structure(*data).weights
+        """Unconstrained starting values: weights drawn from the prior times `start`, hyperparameters at their prior medians.
+
+        Sites named in `starts` have those values instead, and the others are drawn given them.
+        """
+        structure = self.structure(*data)
+        weights = structure.weights
         values = _initial(self, tuple(weights), key, data)
-        return {name: start * value if name in weights else value for name, value in values.items()}
+        scaled = set(weights) - set(self._started(structure))
+        return {name: start * value if name in scaled else value for name, value in values.items()}
+
+    def _started(self, structure: Structure) -> dict[str, np.ndarray]:
+        """The constrained values of `starts` by site."""
+        found: dict[str, np.ndarray] = {}
+        for pattern, value in self.starts:
+            for name in (name for name in self.match((pattern,), structure) if name not in found):
+                given, shape = np.asarray(value, float), structure.latent[name].shape
+                if given.shape not in ((), shape):
+                    raise ModelError(f"starts gives site {name!r} values of shape {given.shape}, and it has shape {shape}")
+                found[name] = np.broadcast_to(given, shape)
+        return found
 
     def check(self, data: Data) -> None:
         """Refuses data that the model cannot have produced, before any fit.
@@ -370,7 +389,9 @@ def _check_rows(problem: Problem, treedef: Any, leaves: tuple[jax.ShapeDtypeStru
 
 @partial(jax.jit, static_argnames=("problem", "weights"))
 def _initial(problem: Problem, weights: tuple[str, ...], key: jax.Array, data: Data) -> Values:
-    names = problem.structure(*data).latent
+    structure = problem.structure(*data)
+    names = structure.latent
+    given = {name: jnp.asarray(value, names[name].dtype) for name, value in problem._started(structure).items()}
     key_hyper, key_weights = jax.random.split(key)
 
     def draw(key: jax.Array, fixed: Values) -> Values:
@@ -378,12 +399,12 @@ def _initial(problem: Problem, weights: tuple[str, ...], key: jax.Array, data: D
         return {name: _numpyro.unconstrain(sites[name], sites[name]["value"]) for name in names}
 
     medians: Values = {}
-    fixed: Values = {}
-    if set(names) - set(weights):
-        several = jax.vmap(lambda key: draw(key, {}))(jax.random.split(key_hyper, 15))
-        medians = {name: jnp.median(several[name], axis=0) for name in names if name not in weights}
-        sites, _ = problem.latent_trace(data, unconstrained=medians)
-        fixed = {name: sites[name]["value"] for name in medians}
+    fixed: Values = given
+    if set(names) - set(weights) - set(given):
+        several = jax.vmap(lambda key: draw(key, given))(jax.random.split(key_hyper, 15))
+        medians = {name: jnp.median(several[name], axis=0) for name in names if name not in weights and name not in given}
+        sites, _ = problem.latent_trace(data, unconstrained=medians, constrained=given)
+        fixed = {**given, **{name: sites[name]["value"] for name in medians}}
     start = draw(key_weights, fixed)
     return {name: medians.get(name, start[name]) for name in names}
 

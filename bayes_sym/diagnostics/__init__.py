@@ -27,6 +27,8 @@ from .generators import ImageRotation as ImageRotation
 from .generators import ImageTranslation as ImageTranslation
 from .generators import LinearGenerator as LinearGenerator
 from .independent import equivariance_error_from_independent_draws as equivariance_error_from_independent_draws
+from .invariance import Invariance as Invariance
+from .invariance import invariance as invariance
 from .layerwise import LayerEquivariance as LayerEquivariance
 from .layerwise import LayerError as LayerError
 from .layerwise import layer_equivariance as layer_equivariance

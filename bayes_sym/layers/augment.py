@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -188,8 +188,8 @@ class Augment(Layer):
             versions, probability = layer.enumerated(under(weights, f"augment.{i}"), versions, probability)
         return jnp.moveaxis(versions, 0, 1), probability
 
-    def norm(self, weights: Weights, *, module: str = "") -> jax.Array:
-        """|w * m|: the Euclidean norm of selection weights times magnitudes over all layers, with gradient 0 where it is 0.
+    def norm(self, weights: Weights, *, module: str = "", units: Sequence[float] | None = None, order: int = 2) -> jax.Array:
+        """|w * m|: the norm of selection weights times magnitudes over all layers, Euclidean by default, with gradient 0 where it is 0.
 
         The papers' loss per example is less lambda times it, which is a log prior (Rommel et al. 2022). In a model of N rows::
 
@@ -199,11 +199,39 @@ class Augment(Layer):
         Args:
             weights: values of the sites by their names within the module, or by full names, under `module`.
             module: the name of the module, or none.
+            units: what magnitude 1 of every operation counts, layer by layer, e.g. `displacements`; None for 1 each, as in the papers,
+                where the operation with the most harmless limit is the cheapest reward.
+            order: 2, or 1 for the sum, in which operations do not share a reward: under the Euclidean norm, what one of several
+                operations gets for a step shrinks as others grow.
         """
         values = self._values(weights, module)
         parts = [layer.weights(own) * own["magnitude"] for layer, own in zip(self.layers, values, strict=True)]
-        square = (jnp.concatenate(parts, axis=-1) ** 2).sum(axis=-1)
+        every = jnp.concatenate(parts, axis=-1)
+        if units is not None:
+            if len(units) != every.shape[-1]:
+                raise OptionError(f"units are one number per operation, {every.shape[-1]} over all layers, got {len(units)}")
+            every = every * jnp.asarray(units, every.dtype).reshape((1,) * (every.ndim - 1) + (-1,))
+        if order not in (1, 2):
+            raise OptionError(f"order of the norm must be 1 or 2, got {order!r}")
+        if order == 1:
+            return every.sum(axis=-1)
+        square = (every**2).sum(axis=-1)
         return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+
+    def displacements(self, key: jax.Array, x: jax.Array) -> tuple[float, ...]:
+        """How far magnitude 1 of every operation moves inputs, layer by layer: the root mean square of T(x; 1) - x over that of x.
+
+        As `units` of the norm, they make a reward for how far inputs are moved, whatever the limits.
+
+        Args:
+            key: of the operations' noise.
+            x: some inputs (batch, ...).
+        """
+        found = []
+        for i, op in enumerate(itertools.chain.from_iterable(layer.operations for layer in self.layers)):
+            moved = op(jax.random.fold_in(key, i), x, 1.0)
+            found.append(float(jnp.sqrt(((moved - x) ** 2).mean() / (x**2).mean())))
+        return tuple(found)
 
     def report(self, weights: Weights, *, module: str = "") -> list[dict[str, Any]]:
         """One row per layer and operation: its range in its own unit and how probable it is.
