@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -24,7 +24,19 @@ from bayes_sym.transforms import Transform
 from .experiment import Options
 
 
-__all__ = ["COLUMNS", "Arm", "Outcome", "Task", "learn", "num_steps", "range_rows", "score_rows", "set_problem", "set_scheme"]
+__all__ = [
+    "COLUMNS",
+    "Arm",
+    "Outcome",
+    "Task",
+    "learn",
+    "num_steps",
+    "outcome_of",
+    "range_rows",
+    "score_rows",
+    "set_problem",
+    "set_scheme",
+]
 
 COLUMNS = {
     "method": ("method", "{}"),
@@ -166,6 +178,11 @@ class Outcome(NamedTuple):
     scores: list[dict[str, Any]]
     ranges: list[dict[str, Any]]
     history: list[tuple[int, int, list[dict[str, Any]]]]
+
+
+def outcome_of(kept: Sequence[Any]) -> Outcome:
+    """An outcome from what was kept of it."""
+    return Outcome(*kept)
 
 
 def num_steps(task: Task, options: Options) -> int:

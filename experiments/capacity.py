@@ -16,7 +16,7 @@ from bayes_sym.layers import Activation, Dense, Flatten, Layer, Selection, Seque
 from bayes_sym.transforms import FrequencyShift
 
 from .augmented import COLUMNS as SHARED_COLUMNS
-from .augmented import Arm, Outcome, Task, learn
+from .augmented import Arm, Outcome, Task, learn, outcome_of
 from .experiment import Experiment, Options
 from .findings import Findings
 from .side_by_side import side_by_side
@@ -65,7 +65,7 @@ def _learn(cell: tuple[str, int, int], task: Task, options: Options) -> Outcome:
 def _run(options: Options) -> Findings:
     methods = METHODS if options.task is None else (options.task,)
     cells = [(method, width, depth) for method in methods for width, depth in CAPACITIES[::-1]]  # the longest first
-    found = side_by_side(partial(_learn, task=TASK, options=options), cells, progress=options.progress)
+    found = side_by_side(partial(_learn, task=TASK, options=options), cells, options, again=outcome_of)
     outcomes = dict(zip(cells, found, strict=True))
     rows: list[dict[str, Any]] = []
     for method in methods:

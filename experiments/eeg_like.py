@@ -27,7 +27,7 @@ from bayes_sym.transforms import (
     Transform,
 )
 
-from .augmented import COLUMNS, Arm, Data, Task, learn
+from .augmented import COLUMNS, Arm, Data, Task, learn, outcome_of
 from .experiment import Experiment, Options
 from .figures import plot_ranges
 from .findings import Findings
@@ -84,7 +84,7 @@ ARMS = {
 
 def _run(options: Options) -> Findings:
     names = list(ARMS) if options.task is None else [options.task]
-    found = side_by_side(partial(learn, task=TASK, options=options), [ARMS[name] for name in names], progress=options.progress)
+    found = side_by_side(partial(learn, task=TASK, options=options), [ARMS[name] for name in names], options, again=outcome_of)
     rows = [row for outcome in found for row in (*outcome.scores, *outcome.ranges)]
     about = {"experiment": "eeg-like", "seed": options.seed, "task": options.task}
     return Findings(rows, {"magnitudes": partial(_draw, rows)}, COLUMNS, about)

@@ -182,7 +182,7 @@ def _run(options: Options) -> Findings:
     arcs = ARCS if options.task is None else (float(options.task),)
     jobs = [(arc, learned, number) for arc in arcs for learned in (True, False) for number in range(_SEEDS)]
     groups = [[job for job in jobs if job[1] == learned and job[0] == arc] for arc in arcs for learned in (True, False)]
-    found = side_by_side(partial(_learn_all, options=options), groups, progress=options.progress)
+    found = side_by_side(partial(_learn_all, options=options), groups, options, again=_outcomes)
     outcomes = {
         job: outcome for group, several in zip(groups, found, strict=True) for job, outcome in zip(group, several, strict=True)
     }
@@ -200,6 +200,10 @@ def _run(options: Options) -> Findings:
 def _learn_all(group: Sequence[tuple[float, bool, int]], options: Options) -> list[Outcome]:
     """Fits that share their programs, in one process."""
     return [learn(job, options) for job in group]
+
+
+def _outcomes(kept: Sequence[Sequence[Any]]) -> list[Outcome]:
+    return [Outcome(*fields) for fields in kept]
 
 
 def _draw_ranges(rows: Sequence[Mapping[str, Any]], figure: Figure) -> None:

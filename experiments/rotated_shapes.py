@@ -17,7 +17,7 @@ from bayes_sym import datasets
 from bayes_sym.layers import Activation, Conv, Dense, Flatten, Pool, Selection, Sequential
 from bayes_sym.transforms import Rotate, Scale, ShearX, ShearY, Stretch, TranslateX, TranslateY
 
-from .augmented import COLUMNS, Arm, Data, Outcome, Task, learn
+from .augmented import COLUMNS, Arm, Data, Outcome, Task, learn, outcome_of
 from .augmented_figures import draw_history, draw_ranges
 from .experiment import Experiment, Options
 from .findings import Findings
@@ -122,7 +122,7 @@ def _learn(name: str, options: Options) -> Outcome:
 
 def _run(options: Options) -> Findings:
     names = list(_DEFAULT) if options.task is None else [options.task]
-    found = side_by_side(partial(_learn, options=options), names, progress=options.progress)
+    found = side_by_side(partial(_learn, options=options), names, options, again=outcome_of)
     rows = [row for outcome in found for row in (*outcome.scores, *outcome.ranges)]
     history = {name: outcome.history for name, outcome in zip(names, found, strict=True)}
     figures = {"ranges": partial(draw_ranges, rows, "Rotate"), "training": partial(draw_history, history, "Rotate")}

@@ -25,7 +25,9 @@ __all__ = ["side_by_side"]
 _Item = TypeVar("_Item")
 
 
-def side_by_side(fn: Callable[[_Item], Any], items: Sequence[_Item], options: Options) -> list[Any]:
+def side_by_side(
+    fn: Callable[[_Item], Any], items: Sequence[_Item], options: Options, *, again: Callable[[Any], Any] | None = None
+) -> list[Any]:
     """``[fn(item) for item in items]``, with as many processes as there are cores, at most four; one if there is a mesh.
 
     Most of the time of a short fit goes into compiling it, which uses one core. Arguments and results are pickled.
@@ -34,10 +36,13 @@ def side_by_side(fn: Callable[[_Item], Any], items: Sequence[_Item], options: Op
         fn: what to do with a piece: a function of a module, or a partial one. What it returns is written as JSON: rows of plain values.
         items: the pieces, of different descriptions.
         options: of the run; `folder` is where to keep what is finished, `mesh` and `progress` say how to work.
+        again: makes of the lists and dicts that were kept what `fn` returned; None where that was lists and dicts.
     """
     places = [place_of(fn, item, options) for item in items]
     found = [read(place) for place in places]
     missing = [i for i, value in enumerate(found) if value is None]
+    if again is not None:
+        found = [None if value is None else again(value) for value in found]
     workers = min(4, os.cpu_count() or 1, len(missing))
     with tqdm(
         total=len(items),

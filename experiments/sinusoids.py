@@ -17,7 +17,7 @@ from bayes_sym import datasets
 from bayes_sym.layers import Selection
 from bayes_sym.transforms import FourierSurrogate, FrequencyShift, GaussianNoise
 
-from .augmented import COLUMNS, Arm, Data, Task, learn
+from .augmented import COLUMNS, Arm, Data, Task, learn, outcome_of
 from .augmented_figures import draw_history, draw_ranges
 from .experiment import Experiment, Options
 from .findings import Findings
@@ -88,7 +88,7 @@ _DEFAULT = ("none", "fixed", "oracle", "learned", "augerino", "augnet")
 
 def _run(options: Options) -> Findings:
     names = list(_DEFAULT) if options.task is None else [options.task]
-    found = side_by_side(partial(learn, task=TASK, options=options), [ARMS[name] for name in names], progress=options.progress)
+    found = side_by_side(partial(learn, task=TASK, options=options), [ARMS[name] for name in names], options, again=outcome_of)
     rows = [row for outcome in found for row in (*outcome.scores, *outcome.ranges)]
     history = {name: outcome.history for name, outcome in zip(names, found, strict=True)}
     figures = {

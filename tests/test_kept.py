@@ -103,3 +103,10 @@ def test_a_fit_goes_on_after_its_last_chunk(options, monkeypatch):
     done = kept.resumable_fit("mine", options, problem, scheme, key, *data, num_steps=40, chunk=10)
     assert seen == [path] and np.array_equal(done.losses, whole.losses)
     assert np.array_equal(done.posterior.sample(key, 1)["w"], whole.posterior.sample(key, 1)["w"])
+
+
+def test_what_was_kept_is_made_again(options):
+    again = lambda rows: [(row["item"], row["value"]) for row in rows]
+    side_by_side(piece, ["a"], options, again=again)
+    ((first,),) = side_by_side(piece, ["a"], options, again=again)
+    assert first == ("a", float(np.float32(1 / 3))) and calls == ["a"]
