@@ -232,8 +232,8 @@ def expand_weights(
     reps, _ = spec.representations(field, iter([*hidden, final]))
     kinds = {site.name: site.kind for site in spec.sites()}
     filling = arrange(arrangement, group, share)
-    copies = _by_coset(group, cosets)
-    count = len(copies)
+    members = _by_coset(group, cosets)
+    count = len(members)
     if cosets is not None:  # one block per coset, none between them
         diagonal = np.eye(count)
         filling = Arrangement(np.broadcast_to(np.arange(count)[:, None], (count, count)), diagonal, diagonal, True)
@@ -242,9 +242,8 @@ def expand_weights(
         channels = field.channels.dim if i == 0 else stages[i - 1].width
         for name in stage.sites:
             axes = tuple(range(means[name].ndim))
-            mean = jnp.stack([reps[name].orbit(means[name], axes)[members].mean(axis=0) for members in copies])
-            moved = jnp.abs(reps[name].orbit(scales[name], axes))
-            scale = jnp.stack([moved[members].mean(axis=0) for members in copies])
+            mean = reps[name].orbit(means[name], axes)[members].mean(axis=1)
+            scale = jnp.abs(reps[name].orbit(scales[name], axes))[members].mean(axis=1)
             place = _Place(channels, i == 0, i == last)
             fill = _bias if kinds[name] == "bias" else _weight
             new_means[name] = fill(mean, place, 1 / count, filling.element, filling.mean, 0.0)
@@ -252,9 +251,9 @@ def expand_weights(
     return new_means, new_scales
 
 
-def _by_coset(group: FiniteGroup, cosets: Subgroup | None) -> list[np.ndarray]:
-    """The elements of every block: one each, or those of a left coset."""
-    return [np.array([g]) for g in range(group.order)] if cosets is None else [np.array(coset) for coset in cosets.cosets]
+def _by_coset(group: FiniteGroup, cosets: Subgroup | None) -> np.ndarray:
+    """The elements of every block, (blocks, elements): one each, or those of a left coset."""
+    return np.arange(group.order)[:, None] if cosets is None else np.array(cosets.cosets)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -77,16 +78,21 @@ def mixture_gain(family: Family, params: Any, reps: Reps, key: jax.Array, *, num
     if num_draws < 2:
         raise OptionError(f"num_draws must be at least 2 for a standard error, got {num_draws}")
     family.check_closed(reps)
-    order = next(iter(reps.values())).group.order
-
-    @jax.jit
-    def gains(params: Any, key: jax.Array) -> jax.Array:
-        def one(noise: Any) -> jax.Array:
-            theta = family.sample(params, noise)
-            logs = jax.lax.map(lambda g: family.log_prob(family.push(params, reps, g), theta), jnp.arange(order))
-            return logs[0] - jax.scipy.special.logsumexp(logs) + math.log(order)  # element 0 is the identity
-
-        return jax.lax.map(one, family.noise(key, params, num_draws))
-
-    values = np.asarray(gains(params, key), np.float64)
+    values = np.asarray(_gains(family, tuple(reps.items()), params, key, num_draws), np.float64)
     return MixtureGain(float(values.mean()), float(values.std(ddof=1)) / math.sqrt(num_draws))
+
+
+@partial(jax.jit, static_argnames=("family", "actions", "num_draws"))
+def _gains(
+    family: Family, actions: tuple[tuple[str, Representation], ...], params: Any, key: jax.Array, num_draws: int
+) -> jax.Array:
+    """The gain at every draw, (num_draws,)."""
+    reps = dict(actions)
+    order = actions[0][1].group.order
+
+    def one(noise: Any) -> jax.Array:
+        theta = family.sample(params, noise)
+        logs = jax.lax.map(lambda g: family.log_prob(family.push(params, reps, g), theta), jnp.arange(order))
+        return logs[0] - jax.scipy.special.logsumexp(logs) + math.log(order)  # element 0 is the identity
+
+    return jax.lax.map(one, family.noise(key, params, num_draws))

@@ -106,7 +106,9 @@ def test_a_fit_goes_on_after_its_last_chunk(options, monkeypatch):
 
 
 def test_what_was_kept_is_made_again(options):
-    again = lambda rows: [(row["item"], row["value"]) for row in rows]
+    def again(rows):
+        return [(row["item"], row["value"]) for row in rows]
+
     side_by_side(piece, ["a"], options, again=again)
     ((first,),) = side_by_side(piece, ["a"], options, again=again)
     assert first == ("a", float(np.float32(1 / 3))) and calls == ["a"]

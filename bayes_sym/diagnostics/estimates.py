@@ -171,12 +171,8 @@ def defect_from_products(
         )
     draws, examples = squares.shape
     clusters = two_way.checked_clusters(clusters, examples)
-    member_of = squares.mean(axis=0)
-    member = float(member_of.mean())
-    by_example = two_way.over_examples(member_of, clusters)
     if draws == 1:
-        se, df = two_way.standard_error([by_example])
-        return EquivarianceError(member, se, member, se, 0.0, draws, examples, True, df, df)
+        return of_a_point(squares[0], clusters)
     if draws == 2 or (draws == 3 and estimator == "halves"):
         least = 3 if estimator == "pairs" else 4
         raise OptionError(
@@ -192,17 +188,45 @@ def defect_from_products(
         half = draws // 2
         predictive_of = cross[:half].mean(axis=0)
         by_draw = [two_way.over_examples(part) for part in (per_draw[:half], per_draw[half:])]
-    predictive = float(predictive_of.mean())
+    return joined(squares.mean(axis=0), squares.mean(axis=1), predictive_of, by_draw, clusters)
+
+
+def of_a_point(squares: np.ndarray, clusters: np.ndarray | None) -> EquivarianceError:
+    """Both defects of a single draw, from |d|^2 of every example."""
+    error = float(squares.mean())
+    se, df = two_way.standard_error([two_way.over_examples(squares, clusters)])
+    return EquivarianceError(error, se, error, se, 0.0, 1, len(squares), True, df, df)
+
+
+def joined(
+    member_of: np.ndarray,
+    member_by_draw: np.ndarray,
+    predictive_of: np.ndarray,
+    by_draw: list[two_way.Variance],
+    clusters: np.ndarray | None,
+) -> EquivarianceError:
+    """The defects and their two-way standard errors.
+
+    Args:
+        member_of: the member defect of every example.
+        member_by_draw: the member defect of every draw.
+        predictive_of: the predictive defect of every example.
+        by_draw: the parts of the predictive defect's variance over draws.
+        clusters: a number for every example.
+    """
+    predictive, member = float(predictive_of.mean()), float(member_of.mean())
     predictive_se, predictive_df = two_way.standard_error([two_way.over_examples(predictive_of, clusters), *by_draw])
-    member_se, member_df = two_way.standard_error([by_example, two_way.over_examples(squares.mean(axis=1))])
+    member_se, member_df = two_way.standard_error(
+        [two_way.over_examples(member_of, clusters), two_way.over_examples(member_by_draw)]
+    )
     return EquivarianceError(
         predictive=predictive,
         predictive_se=predictive_se,
         member=member,
         member_se=member_se,
         emergence=1 - predictive / member if member > 0 else 0.0,
-        num_draws=draws,
-        num_examples=examples,
+        num_draws=len(member_by_draw),
+        num_examples=len(member_of),
         is_point_estimate=False,
         predictive_df=predictive_df,
         member_df=member_df,

@@ -7,7 +7,7 @@ from jax.typing import ArrayLike
 
 from ..errors import OptionError
 from . import two_way
-from .estimates import EquivarianceError
+from .estimates import EquivarianceError, joined, of_a_point
 
 
 __all__ = ["defect_from_margins"]
@@ -44,28 +44,10 @@ def defect_from_margins(
     draws, examples = len(squares_of_draws), len(squares_of_examples)
     numbers = two_way.checked_clusters(clusters, examples)
     member_of = squares_of_examples / draws
-    member = float(member_of.mean())
-    by_example = two_way.over_examples(member_of, numbers)
     if draws == 1:
-        se, df = two_way.standard_error([by_example])
-        return EquivarianceError(member, se, member, se, 0.0, draws, examples, True, df, df)
+        return of_a_point(member_of, numbers)
     if draws == 2:
         raise OptionError("two draws are too few for a jackknife over draws: give at least 3, or 1 for a point estimate")
     per_draw = cross_of_draws / examples
     by_draw = two_way.jackknife((per_draw.sum() - 2 * per_draw) / ((draws - 1) * (draws - 2)))
-    predictive_of = cross_of_examples / (draws * (draws - 1))
-    predictive = float(predictive_of.mean())
-    predictive_se, predictive_df = two_way.standard_error([two_way.over_examples(predictive_of, numbers), by_draw])
-    member_se, member_df = two_way.standard_error([by_example, two_way.over_examples(squares_of_draws / examples)])
-    return EquivarianceError(
-        predictive=predictive,
-        predictive_se=predictive_se,
-        member=member,
-        member_se=member_se,
-        emergence=1 - predictive / member if member > 0 else 0.0,
-        num_draws=draws,
-        num_examples=examples,
-        is_point_estimate=False,
-        predictive_df=predictive_df,
-        member_df=member_df,
-    )
+    return joined(member_of, squares_of_draws / examples, cross_of_examples / (draws * (draws - 1)), [by_draw], numbers)
