@@ -75,7 +75,7 @@ def _setting(options: Options) -> _Setting:
     if options.task not in ("fashion-mnist", "cifar10"):
         digits = datasets.digits(options.num_train or 300, seed=options.seed)
         split = _Sets(*((part.x, part.y) for part in (digits.train, digits.validation, digits.test)))
-        return _Setting(split, 8, 1, (8, 16), options.epochs or 100, 32, 6.0, 0.24, 2, "local", "adam")
+        return _Setting(split, 8, 1, (8, 16), options.epochs or 100, 16, 6.0, 0.24, 2, "local", "adam")
     count = options.num_train or 5000
     read = datasets.fashion_mnist if options.task == "fashion-mnist" else datasets.cifar10
     whole = read(options.data_dir, progress=options.progress)
