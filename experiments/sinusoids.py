@@ -45,9 +45,9 @@ def oracle(operation: str, strength: float | None) -> float | None:
     return 0.5 if strength is None else oracle_range(strength, 2.0, spread=0.5, centers=CENTERS)
 
 
-def data_of(seed: int, num_train: int) -> Data:
+def data_of(seed: int, num_train: int, *, phase: str = "full") -> Data:
     """Series, their quadratures, and test series shifted by half a hertz and by a quarter, both ways."""
-    waves = datasets.sinusoids(num_train, 1, 300, seed=seed)
+    waves = datasets.sinusoids(num_train, 1, 300, seed=seed, phase=phase)
     prepare = jax.jit(_SHIFT.prepare)
     x = jnp.asarray(waves.test.x)
     ready = prepare(x)
@@ -76,7 +76,7 @@ ARMS = {
         Arm("augerino", _NET, (Selection(_THREE),), _START, 0.2),
         Arm("augnet", _NET, _blend(1), _CHOICE, 0.2, rest=0, pace=3.0),
         Arm("augnet-warm-up", _NET, _blend(1), _CHOICE, 0.2),
-        Arm("augnet-fair", _NET, _blend(1), _CHOICE, 0.2, fair=True),
+        Arm("augnet-fair", _NET, _blend(1), (("*.magnitude", 0.125), _CHOICE[1]), 0.2, fair=True),
         Arm("augnet-2-layers", _NET, _blend(2), _CHOICE, 0.2, rest=0, pace=3.0),
         Arm("augnet-4-layers", _NET, _blend(4), _CHOICE, 0.2, rest=0, pace=3.0),
     )
