@@ -114,6 +114,7 @@ class Arm:
         rest: in place of the task's.
         order: of the norm that is rewarded.
         fair: whether the reward is for how far inputs are moved (`Augment.displacements`), and not per unit of magnitude.
+        exact: whether all outcomes of finite operations are enumerated.
     """
 
     name: str
@@ -126,11 +127,12 @@ class Arm:
     rest: int | None = None
     order: int = 2
     fair: bool = False
+    exact: bool = False
 
     @property
     def spec(self) -> Layer:
         """The net, with augmentation around it if there is any."""
-        return Augment(self.net, self.layers, copies=self.copies) if self.layers else self.net
+        return Augment(self.net, self.layers, copies=self.copies, exact=self.exact) if self.layers else self.net
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,8 @@ class Classifier:
             numpyro.factor("reward", self.reward * self.spec.norm(net.weights))
         ready = dict(zip(self.prepares, given, strict=True)) if given else {}
         with numpyro.plate("data", x.shape[0]):
-            numpyro.sample("y", dist.Categorical(logits=net(Prepared(x, ready) if ready else x)), obs=y)
+            inputs: Any = Prepared(x, ready) if ready else x
+            numpyro.sample("y", dist.Categorical(logits=net(inputs)), obs=y)
 
 
 class Outcome(NamedTuple):

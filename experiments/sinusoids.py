@@ -15,7 +15,7 @@ import numpy as np
 
 from bayes_sym import datasets
 from bayes_sym.layers import Selection
-from bayes_sym.transforms import FourierSurrogate, FrequencyShift, GaussianNoise
+from bayes_sym.transforms import FourierSurrogate, FrequencyShift, GaussianNoise, Transform
 
 from .augmented import COLUMNS, Arm, Data, Task, learn
 from .augmented_figures import draw_history, draw_ranges
@@ -52,7 +52,7 @@ def data_of(seed: int, num_train: int, *, phase: str = "full") -> Data:
     x = jnp.asarray(waves.test.x)
     ready = prepare(x)
     moved = [_SHIFT.apply(x, 0.25, jnp.full((len(x), 1), u, x.dtype), ready) for u in (0.0, 0.25, 0.75, 1.0)]
-    given = {_SHIFT: np.asarray(prepare(jnp.asarray(waves.train.x)))}
+    given: dict[Transform, np.ndarray] = {_SHIFT: np.asarray(prepare(jnp.asarray(waves.train.x)))}
     return Data(*waves.train, given, *waves.test, np.stack(moved))
 
 
