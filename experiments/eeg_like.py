@@ -44,7 +44,7 @@ __all__ = ["ARMS", "EEG_LIKE", "TASK"]
 
 @dataclass(frozen=True)
 class FrontBack(ChannelSymmetry):
-    """The front channels and those at the back change places, which no stage survives."""
+    """The front channels and those at the back change places: the rhythms stay, and are no longer where they belong."""
 
 
 _MIRROR = ChannelSymmetry(permutation=SLEEP_MIRROR)
@@ -78,7 +78,7 @@ ARMS = {
         Arm("fixed", _NET, (Selection(_ALL),), (("*.magnitude", 0.5),)),
         Arm("oracle", _NET, (Selection(_TRUE),), (("*.magnitude", 1 - 1e-4),)),
         Arm("learned", _NET, (Selection(_ALL),), (("*.magnitude", 0.1),), 0.1, order=1),
-        Arm("learned-exact", _NET, (Selection((*_TRUE, _WRONG)),), (("*.magnitude", 0.1),), 0.1, order=1, exact=True),
+        Arm("learned-exact", _NET, (Selection((*_TRUE, _WRONG)),), (("*.magnitude", 0.1),), 0.02, order=1, exact=True),
         Arm(
             "augnet",
             _NET,
