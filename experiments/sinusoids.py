@@ -77,13 +77,14 @@ ARMS = {
         Arm("augnet", _NET, _blend(1), _CHOICE, 0.2, rest=0, pace=3.0),
         Arm("augnet-warm-up", _NET, _blend(1), _CHOICE, 0.2),
         Arm("augnet-fair", _NET, _blend(1), (("*.magnitude", 0.125), _CHOICE[1]), 0.2, fair=True),
+        Arm("gumbel-fair", _NET, (Selection(_THREE, "gumbel"),), (("*.magnitude", 0.125), _CHOICE[1]), 0.2, fair=True),
         Arm("augnet-2-layers", _NET, _blend(2), _CHOICE, 0.2, rest=0, pace=3.0),
         Arm("augnet-4-layers", _NET, _blend(4), _CHOICE, 0.2, rest=0, pace=3.0),
     )
 }
 """Every method by name."""
 
-_DEFAULT = ("none", "fixed", "oracle", "learned", "augerino", "augnet")
+_DEFAULT = ("none", "fixed", "oracle", "learned", "augerino", "augnet", "gumbel-fair")
 
 
 def _run(options: Options) -> Findings:

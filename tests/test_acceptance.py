@@ -144,7 +144,7 @@ def test_rotations_are_learned_where_the_closed_form_says_from_both_sides():
 @pytest.mark.acceptance
 @pytest.mark.timeout(1800)
 def test_a_fair_reward_selects_rotations_among_five_operations():
-    rows = [row for row in _five(rotated_shapes, "augnet-fair") if row["selected"]]
+    rows = [row for row in _five(rotated_shapes, "augnet-fair") if row["selected"]]  # blended
     assert sum(row["operation"] == "Rotate" for row in rows) >= 4
     assert np.abs(_learned(rows, "Rotate") - 52).max() < 5
 
@@ -153,6 +153,9 @@ def test_a_fair_reward_selects_rotations_among_five_operations():
 @pytest.mark.timeout(1800)
 def test_shifts_of_the_frequency_are_learned():
     assert abs(np.median(_learned(_five(sinusoids, "learned"), "FrequencyShift")) - 0.54) < 0.08
+    rows = [row for row in _five(sinusoids, "gumbel-fair") if row["selected"]]
+    assert sum(row["operation"] == "FrequencyShift" for row in rows) >= 4
+    assert abs(np.median(_learned(rows, "FrequencyShift")) - 0.55) < 0.08
 
 
 @pytest.mark.acceptance
