@@ -1,8 +1,9 @@
 """sinusoids: the shift of frequency that keeps classes 2 Hz apart, learned with the net, alone and among other operations.
 
 Each series has the frequency of its class, moved by up to half a hertz; a further shift by up to half a hertz keeps the label. Surrogates
-and noise of the papers' limits keep all labels at any magnitude, so under a reward per unit of magnitude they are worth
-more than shifts: which operation a layer selects is decided early, by an untrained net, and not by the objective (docs/decisions.md).
+and noise of the papers' limits keep all labels at any magnitude, so under a reward per unit of magnitude they are worth more than
+shifts, and which operation a blend selects is decided early, by an untrained net. Drawn one by one, and rewarded for how
+far they move a series, the shift is selected (docs/decisions.md).
 """
 
 from __future__ import annotations
