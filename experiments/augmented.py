@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +19,7 @@ from bayes_sym.diagnostics import calibration, invariance
 from bayes_sym.inference import MAP, Pace, Problem, Progress, RegularisedMAP, Scheme, paced
 from bayes_sym.inference.intervals import interval_over
 from bayes_sym.inference.seeds import fit_seeds
-from bayes_sym.layers import Augment, Layer, Prepared, Selection, random_module
+from bayes_sym.layers import Augment, Layer, Prepared, Selection, Site, random_module
 from bayes_sym.transforms import Transform
 
 from .experiment import Options
@@ -92,6 +93,7 @@ class Task:
         seeds: fits per arm, from different starts on the same data.
         rest: steps for which magnitudes and selections stand still.
         copies: per example, when predictions are made.
+        wide: how wide the prior of weights is, in units of 1/sqrt(fan-in); first weights are as if it were 1.
         oracle: the range of an operation, by name, that a perfect net learns under a reward of some strength, or that keeps all
             labels where ranges stand still (None); None where nobody knows it.
     """
@@ -105,6 +107,7 @@ class Task:
     seeds: int = 3
     rest: int = 500
     copies: int = 8
+    wide: float = 1.0
     oracle: Callable[[str, float | None], float | None] = _nobody_knows
 
 
@@ -123,6 +126,7 @@ class Arm:
         rest: in place of the task's.
         order: of the norm that is rewarded.
         fair: whether the reward is for how far inputs are moved (`Augment.displacements`), and not per unit of magnitude.
+        exact: whether all outcomes of finite operations are enumerated.
     """
 
     name: str
@@ -135,11 +139,12 @@ class Arm:
     rest: int | None = None
     order: int = 2
     fair: bool = False
+    exact: bool = False
 
     @property
     def spec(self) -> Layer:
         """The net, with augmentation around it if there is any."""
-        return Augment(self.net, self.layers, copies=self.copies) if self.layers else self.net
+        return Augment(self.net, self.layers, copies=self.copies, exact=self.exact) if self.layers else self.net
 
 
 @dataclass(frozen=True)
@@ -150,20 +155,27 @@ class Classifier:
         spec: the net.
         prepares: the operations of `given`.
         reward: the log prior per unit of the norm of augmentation, N times lambda; 0 where the scheme adds it, or nobody does.
+        wide: the prior scale of weights times the square root of their fan-in.
     """
 
     spec: Layer
     prepares: tuple[Transform, ...] = ()
     reward: float = 0.0
+    wide: float = 1.0
 
     def __call__(self, x: jax.Array, y: jax.Array | None = None, *given: jax.Array) -> None:
-        """Weights have standard normal priors scaled to the fan-in."""
-        net = random_module("net", self.spec)
+        """Weights have normal priors scaled to the fan-in."""
+
+        def prior(site: Site) -> dist.Distribution:
+            return dist.Normal(0.0, self.wide / math.sqrt(site.fan_in)).expand(site.shape).to_event(len(site.shape))
+
+        net = random_module("net", self.spec, prior=prior)
         if self.reward and isinstance(self.spec, Augment):
             numpyro.factor("reward", self.reward * self.spec.norm(net.weights))
         ready = dict(zip(self.prepares, given, strict=True)) if given else {}
         with numpyro.plate("data", x.shape[0]):
-            numpyro.sample("y", dist.Categorical(logits=net(Prepared(x, ready) if ready else x)), obs=y)
+            inputs: Any = Prepared(x, ready) if ready else x
+            numpyro.sample("y", dist.Categorical(logits=net(inputs)), obs=y)
 
 
 class Outcome(NamedTuple):
@@ -194,20 +206,21 @@ def num_steps(task: Task, options: Options) -> int:
     return task.steps
 
 
-def set_problem(arm: Arm, prepares: tuple[Transform, ...] = ()) -> Problem:
+def set_problem(task: Task, arm: Arm, prepares: tuple[Transform, ...] = ()) -> Problem:
     """The model of an arm with its starts."""
-    return Problem(Classifier(arm.spec, prepares), starts=arm.starts if arm.layers else ())
+    return Problem(Classifier(arm.spec, prepares, wide=task.wide), starts=arm.starts if arm.layers else ())
 
 
 def set_scheme(task: Task, arm: Arm, steps: int, units: tuple[float, ...] | None = None) -> Scheme:
     """`RegularisedMAP`, at rest first; or MAP, where ranges stand still all the time."""
     optimizer = optax.adam(optax.cosine_decay_schedule(task.rate, steps, 0.05))
     if not arm.layers:
-        return MAP(optimizer)
+        return MAP(optimizer, start=1 / task.wide)
     if arm.strength is None:
-        return MAP(paced(optimizer, Pace("*augment.*", 0.0)))
+        return MAP(paced(optimizer, Pace("*augment.*", 0.0)), start=1 / task.wide)
     rest = min(task.rest if arm.rest is None else arm.rest, steps // 4)
-    return RegularisedMAP(arm.strength, paced(optimizer, Pace("*augment.*", arm.pace, rest)), units=units, order=arm.order)
+    resting = paced(optimizer, Pace("*augment.*", arm.pace, rest))
+    return RegularisedMAP(arm.strength, resting, start=1 / task.wide, units=units, order=arm.order)
 
 
 def learn(arm: Arm, task: Task, options: Options) -> Outcome:
@@ -216,7 +229,7 @@ def learn(arm: Arm, task: Task, options: Options) -> Outcome:
     steps = num_steps(task, options)
     used = {op for layer in arm.layers for op in layer.operations}
     given = {op: value for op, value in data.given.items() if op in used}
-    problem, spec = set_problem(arm, tuple(given)), arm.spec
+    problem, spec = set_problem(task, arm, tuple(given)), arm.spec
     units = None
     if arm.fair and isinstance(spec, Augment):
         units = spec.displacements(jax.random.key(0), jnp.asarray(data.x[:200]))

@@ -35,7 +35,7 @@ def learn_posterior(arm: Arm, task: Task, options: Options) -> Outcome:
     optimizer = optax.adam(optax.cosine_decay_schedule(task.rate, steps, 0.05))
     rest = min(task.rest, steps // 4)
     scheme = Variational(
-        PerSite({"*.magnitude": MeanField(0.05)}, MeanField(0.01)), paced(optimizer, Pace("*augment.*", arm.pace, rest))
+        PerSite((("*.magnitude", MeanField(0.05)),), MeanField(0.01)), paced(optimizer, Pace("*augment.*", arm.pace, rest))
     )
     history: list[tuple[int, int, list[dict[str, Any]]]] = []
     first = problem.take((jnp.asarray(data.x), jnp.asarray(data.y)), slice(0, 1))

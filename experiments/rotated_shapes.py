@@ -99,6 +99,7 @@ ARMS = {
             0.5,
             fair=True,
         ),
+        Arm("gumbel-fair", _NET, (Selection(_FIVE, "gumbel"),), (("*.magnitude", 0.125), ("*.selection", 0.0)), 0.5, fair=True),
     )
 }
 """Every method by name, learned as a point."""
@@ -111,7 +112,7 @@ def _posterior(name: str, strength: float | None) -> Arm:
 POSTERIORS = {arm.name: arm for arm in (_posterior("variational", 0.1), _posterior("variational-flat", None))}
 """Those with a posterior of the range: under the reward as a prior, and under a weak prior."""
 
-_DEFAULT = ("none", "fixed", "oracle", "learned", "learned-from-90", "augerino", "augnet", "variational")
+_DEFAULT = ("none", "fixed", "oracle", "learned", "learned-from-90", "augerino", "augnet", "gumbel-fair", "variational")
 
 
 def _learn(name: str, options: Options) -> Outcome:

@@ -1,8 +1,9 @@
 """sinusoids: the shift of frequency that keeps classes 2 Hz apart, learned with the net, alone and among other operations.
 
 Each series has the frequency of its class, moved by up to half a hertz; a further shift by up to half a hertz keeps the label. Surrogates
-and noise of the papers' limits keep all labels at any magnitude, so under a reward per unit of magnitude they are worth
-more than shifts: which operation a layer selects is decided early, by an untrained net, and not by the objective (docs/decisions.md).
+and noise of the papers' limits keep all labels at any magnitude, so under a reward per unit of magnitude they are worth more than
+shifts, and which operation a blend selects is decided early, by an untrained net. Drawn one by one, and rewarded for how
+far they move a series, the shift is selected (docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from bayes_sym import datasets
 from bayes_sym.layers import Selection
-from bayes_sym.transforms import FourierSurrogate, FrequencyShift, GaussianNoise
+from bayes_sym.transforms import FourierSurrogate, FrequencyShift, GaussianNoise, Transform
 
 from .augmented import COLUMNS, Arm, Data, Task, learn, outcome_of
 from .augmented_figures import draw_history, draw_ranges
@@ -45,14 +46,14 @@ def oracle(operation: str, strength: float | None) -> float | None:
     return 0.5 if strength is None else oracle_range(strength, 2.0, spread=0.5, centers=CENTERS)
 
 
-def data_of(seed: int, num_train: int) -> Data:
+def data_of(seed: int, num_train: int, *, phase: str = "full") -> Data:
     """Series, their quadratures, and test series shifted by half a hertz and by a quarter, both ways."""
-    waves = datasets.sinusoids(num_train, 1, 300, seed=seed)
+    waves = datasets.sinusoids(num_train, 1, 300, seed=seed, phase=phase)
     prepare = jax.jit(_SHIFT.prepare)
     x = jnp.asarray(waves.test.x)
     ready = prepare(x)
     moved = [_SHIFT.apply(x, 0.25, jnp.full((len(x), 1), u, x.dtype), ready) for u in (0.0, 0.25, 0.75, 1.0)]
-    given = {_SHIFT: np.asarray(prepare(jnp.asarray(waves.train.x)))}
+    given: dict[Transform, np.ndarray] = {_SHIFT: np.asarray(prepare(jnp.asarray(waves.train.x)))}
     return Data(*waves.train, given, *waves.test, np.stack(moved))
 
 
@@ -76,14 +77,15 @@ ARMS = {
         Arm("augerino", _NET, (Selection(_THREE),), _START, 0.2),
         Arm("augnet", _NET, _blend(1), _CHOICE, 0.2, rest=0, pace=3.0),
         Arm("augnet-warm-up", _NET, _blend(1), _CHOICE, 0.2),
-        Arm("augnet-fair", _NET, _blend(1), _CHOICE, 0.2, fair=True),
+        Arm("augnet-fair", _NET, _blend(1), (("*.magnitude", 0.125), _CHOICE[1]), 0.2, fair=True),
+        Arm("gumbel-fair", _NET, (Selection(_THREE, "gumbel"),), (("*.magnitude", 0.125), _CHOICE[1]), 0.2, fair=True),
         Arm("augnet-2-layers", _NET, _blend(2), _CHOICE, 0.2, rest=0, pace=3.0),
         Arm("augnet-4-layers", _NET, _blend(4), _CHOICE, 0.2, rest=0, pace=3.0),
     )
 }
 """Every method by name."""
 
-_DEFAULT = ("none", "fixed", "oracle", "learned", "augerino", "augnet")
+_DEFAULT = ("none", "fixed", "oracle", "learned", "augerino", "augnet", "gumbel-fair")
 
 
 def _run(options: Options) -> Findings:

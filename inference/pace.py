@@ -43,7 +43,7 @@ class PacedState(NamedTuple):
     """The optimiser's state, and the number of steps taken."""
 
     optimizer: Any
-    count: jax.Array
+    step: jax.Array
 
 
 @lru_cache(maxsize=256)
@@ -85,9 +85,9 @@ def paced(optimizer: optax.GradientTransformation, *paces: Pace) -> optax.Gradie
             pace = pace_of(path)
             if pace is None:
                 return update
-            return jnp.where(state.count < pace.rest, 0.0, pace.rate).astype(update.dtype) * update
+            return jnp.where(state.step < pace.rest, 0.0, pace.rate).astype(update.dtype) * update
 
-        return jax.tree_util.tree_map_with_path(moved, updates), PacedState(inner, state.count + 1)
+        return jax.tree_util.tree_map_with_path(moved, updates), PacedState(inner, state.step + 1)
 
     return optax.GradientTransformation(init, update)
 

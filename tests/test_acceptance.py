@@ -4,14 +4,17 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
 
 from bayes_sym.diagnostics import equivariance_error_from_draws
-from bayes_sym.experiments import Options
+from bayes_sym.experiments import Options, rings, rotated_shapes, sinusoids
+from bayes_sym.experiments.augmented import learn
 from bayes_sym.experiments.orbit_expansion import ORBIT_EXPANSION
+from bayes_sym.experiments.rotated_posterior import learn_posterior
 from bayes_sym.inference import compare, fit, predict
 
 
@@ -109,3 +112,64 @@ def test_a_tied_q_is_equivariant_at_every_checkpoint(seed, optimizer):
     print(seed, optimizer, found)
     assert len(found) >= 5
     assert all(abs(predictive) < 3 * se and member > 20 * abs(predictive) for _, predictive, se, member in found)
+
+
+# Learned augmentation: five fits from different starts, and what a perfect net would learn
+
+
+def _five(experiment, name, seed=1):
+    found = learn(experiment.ARMS[name], replace(experiment.TASK, seeds=5), Options(seed=seed))
+    print(name, [(row["operation"], row["layer"], row["learned"], row["probability"], row["oracle"]) for row in found.ranges])
+    assert min(row["accuracy"] for row in found.scores) > 0.97
+    return found.ranges
+
+
+def _learned(rows, operation):
+    return np.array([row["learned"] for row in rows if row["operation"] == operation])
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(1800)
+def test_rotations_are_learned_where_the_closed_form_says_from_both_sides():
+    narrow, wide = (_learned(_five(rotated_shapes, name), "Rotate") for name in ("learned", "learned-from-90"))
+    oracle = rotated_shapes.oracle("Rotate", 0.1)
+    assert abs(np.median(narrow) - oracle) < 3 and np.abs(narrow - oracle).max() < 5
+    assert abs(np.median(wide) - oracle) < 8
+    strong, stronger = (_learned(_five(rotated_shapes, name), "Rotate") for name in ("learned-0.3", "learned-0.5"))
+    assert np.median(narrow) < np.median(strong) < np.median(stronger) and abs(np.median(stronger) - 52) < 5
+    without = _learned(_five(rotated_shapes, "no-reward"), "Rotate")
+    assert without.max() < 25.5
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(1800)
+def test_a_fair_reward_selects_rotations_among_five_operations():
+    rows = [row for row in _five(rotated_shapes, "augnet-fair") if row["selected"]]  # blended
+    assert sum(row["operation"] == "Rotate" for row in rows) >= 4
+    assert np.abs(_learned(rows, "Rotate") - 52).max() < 5
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(1800)
+def test_shifts_of_the_frequency_are_learned():
+    assert abs(np.median(_learned(_five(sinusoids, "learned"), "FrequencyShift")) - 0.54) < 0.08
+    rows = [row for row in _five(sinusoids, "gumbel-fair") if row["selected"]]
+    assert sum(row["operation"] == "FrequencyShift" for row in rows) >= 4
+    assert abs(np.median(_learned(rows, "FrequencyShift")) - 0.55) < 0.08
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(1800)
+def test_the_evidence_chooses_rotations_of_the_rings():
+    found = [rings.learn((120.0, True, i), Options(seed=1)).rows for i in range(5)]
+    print([(row["learned"], scores["log_evidence"], scores["first_log_evidence"]) for scores, row in found])
+    assert abs(np.median([row["learned"] for _, row in found]) - 60) < 8
+    assert all(scores["log_evidence"] > 0.2 * scores["first_log_evidence"] for scores, _ in found)
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(1800)
+def test_the_posterior_of_a_rotation_holds_the_oracle():
+    (row,) = learn_posterior(rotated_shapes.POSTERIORS["variational"], rotated_shapes.TASK, Options(seed=1)).ranges
+    print(row)
+    assert row["learned_low"] - 4 < row["oracle"] < row["learned_high"] + 4

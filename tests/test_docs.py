@@ -204,7 +204,7 @@ def test_every_experiment_is_in_the_map_of_the_papers():
 
 def test_commands_that_do_not_exist_are_found():
     with pytest.raises(AssertionError, match="no experiment"):
-        check_bayes_sym(["run", "rings"])
+        check_bayes_sym(["run", "circles"])
     with pytest.raises(AssertionError, match="no task"):
         check_bayes_sym(["run", "quadrant", "--task", "octant"])
     with pytest.raises(Exception, match="(?i)no such option"):
