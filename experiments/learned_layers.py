@@ -98,9 +98,10 @@ def _scheme(job: Job) -> Laplace | MAP:
         hyper_steps=5,
         trust=0.25,
         whiten=True,
-        objective="kfac_reduce",  # no bound, but its nets predict best: docs/decisions.md
-        probes=2,
-        posterior_probes=4,
+        update="mackay",
+        objective="dual",  # exact up to the columns that are drawn: docs/decisions.md
+        probes=_COLUMNS,
+        posterior_probes=2,
     )
 
 
