@@ -105,7 +105,6 @@ def _scheme(job: Job) -> Laplace | MAP:
         hyper_steps=5,
         trust=0.25,
         whiten=True,
-        update="mackay",
         objective="dual",  # exact up to the columns that are drawn: docs/decisions.md
         probes=_COLUMNS,
         posterior_probes=2,
@@ -179,7 +178,7 @@ def learn(job: Job) -> Outcome:
     scores["scatter"] = float(evidence.scatter)
     gamma = held.effective_parameters(strength)
     scores["effective"] = float(sum(gamma.values()))
-    strengths = list(np.asarray(strength["strength"]))
+    strengths = list(np.asarray(model.strengths(strength["strength"])))
     return Outcome(scores, pathway_shares(spec, params, x_test, gamma=gamma, strengths=strengths), history)
 
 
