@@ -17,7 +17,7 @@ def test_a_short_fit_reports_its_evidence_and_every_pathway():
     model = LadderClassifier("conv", 16, 1, 10, 1)
     outcome = learn(Job(model, True, partial(_digits, "digit", 40, 0), 4, 0))
     net, *layers = rows_of(outcome)
-    assert net["evidence_kind"] == "laplace-dual" and net["log_evidence"] < 0 and net["log_evidence_ekfac"] < 0
+    assert net["evidence_kind"] == "laplace-dual-probes" and net["log_evidence"] < 0 and net["log_evidence_ekfac"] < 0
     # 40 rows of 10 classes are fewer than the columns that may be drawn, so all count, and there are no more directions
     assert 0 < net["effective"] < 40 * 9
     assert net["effective"] == pytest.approx(sum(row["gamma"] for row in layers), rel=1e-4)
