@@ -99,11 +99,11 @@ def _scheme(job: Job) -> Laplace | MAP:
     return Laplace(
         optimizer,
         optimise=("strength",),
-        hyper_optimizer=optax.adam(0.05, b1=0.0),
-        burn_in=max(1, job.steps // 10),
-        refresh=max(1, job.steps // 40),
+        hyper_optimizer=optax.adam(0.1, b1=0.0),
+        burn_in=max(1, 3 * job.steps // 10),
+        refresh=max(1, 7 * job.steps // 100),
         hyper_steps=5,
-        trust=0.25,
+        trust=0.5,
         whiten=True,
         objective="dual",  # exact up to the columns that are drawn: docs/decisions.md
         probes=_COLUMNS,
