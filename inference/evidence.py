@@ -113,11 +113,12 @@ def log_evidence(
         params: constrained values of all latent sites.
         data: the arguments of the model; they may include strengths or magnitudes to differentiate in.
         curvature: ``"full"``; ``"block"`` (per site); ``"ekfac"``, ``"kfac"``, ``"kfac_reduce"`` (per tapped weight; expand or
-            reduce of Eschenhagen et al. 2023); ``"diag"``; ``"ntk"`` (blocks of data rows, Immer et al. 2023); or ``"hessian"``
-            (minus the Hessian of the log likelihood instead of G).
+            reduce of Eschenhagen et al. 2023); ``"diag"``; ``"ntk"`` (blocks of data rows, Immer et al. 2023); ``"dual"`` (one kernel of
+            all rows: the exact value for any number of weights); or ``"hessian"`` (minus the Hessian of the log likelihood instead of G).
         probes: ``"exact"``, or a number of random probes instead of all columns of the Fisher root: the cost then does not
             grow with the number of classes. Their signs are Rademacher; the curvature and its gradients are unbiased, the
-            log-determinant is so only for ``"ntk"``, where cells of (block of rows, column) are drawn.
+            log-determinant is so only for ``"ntk"``, where cells of (block of rows, column) are drawn. ``"dual"`` draws that many
+            columns of all rows by their weight; the number should exceed that of effective parameters.
         key: for a number of probes.
         optimise: patterns of sites that are held at their values instead of integrated over; their priors do not count.
         correction: ``"newton"`` adds half the Newton decrement, which makes the evidence of linear-Gaussian models

@@ -144,5 +144,10 @@ def test_strengths_find_their_optimum_although_the_weights_have_not_been_trained
 def test_refusals():
     with pytest.raises(CurvatureError, match="gives no posterior over the weights: use objective='dual'"):
         fit(Problem(linear), Laplace(curvature="dual"), jax.random.key(0), ROWS, TARGETS, num_steps=1, progress=False)
+    many = jnp.zeros((40_000, 3))
+    with pytest.raises(CurvatureError, match="of 40000 Fisher columns for 1 components .* pass probes="):
+        log_evidence(
+            Problem(linear), {"strength": 1.0, "w": jnp.zeros(3)}, many, many[:, 0], curvature="dual", optimise=("strength",)
+        )
     with pytest.raises(OptionError, match="correction must be None or 'newton', got 'Newton'"):
         fit(Problem(linear), Laplace(correction="Newton"), jax.random.key(0), ROWS, TARGETS, num_steps=1, progress=False)

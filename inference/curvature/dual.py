@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bayes_sym.errors import CurvatureError
+
 from .. import rows
 from ..blocks import Layout
 from ..prior_parts import PriorPart
@@ -27,6 +29,7 @@ from .view import Probes, View
 
 __all__ = ["dual", "heavy_columns"]
 
+_LARGEST = 2**30  # numbers that all kernels may hold together
 _CHUNK = 64  # picked columns whose gradients are worked out at once
 
 
@@ -51,6 +54,7 @@ def dual(view: View, uses: Uses, priors: Mapping[str, PriorPart], probes: Probes
     names = moving_roots(view, layout)
     picked = _pick(view, names, probes)
     size = len(picked.row)
+    _check_fits(size, sum(len(priors[name].terms()) for name in view.z))
     chunks = -(-size // _CHUNK)
     padded = jax.tree.map(lambda leaf: jnp.pad(leaf, (0, chunks * _CHUNK - size)).reshape(chunks, _CHUNK), picked)
     some = jax.lax.map(jax.checkpoint(lambda part: _features(view, uses, names, Picked(*part))), tuple(padded))
@@ -74,6 +78,16 @@ def dual(view: View, uses: Uses, priors: Mapping[str, PriorPart], probes: Probes
     return Dual(
         layout, jnp.stack(grams) * factor, response * jnp.sqrt(factor), residual * jnp.sqrt(factor), layout.flatten(view.z)
     )
+
+
+def _check_fits(size: int, components: int) -> None:
+    """Refuses kernels that would not fit, before any of them is computed."""
+    if components * size**2 > _LARGEST:
+        raise CurvatureError(
+            f"the kernels of {size} Fisher columns for {components} components of the prior would take "
+            f"{components * size**2 * 4 / 2**30:.1f} GiB in float32: pass probes=, a number of columns to draw that exceeds the "
+            "effective parameters"
+        )
 
 
 def _seen(found: Any, use: Use | None, value: jax.Array) -> jax.Array:
