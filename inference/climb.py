@@ -85,7 +85,7 @@ def climb_evidence(scheme: Laplace, problem: Problem, key: jax.Array, state: Lap
     else:
         once = settled(problem, z, held(state.hyper), data, measured(state.hyper))
         likelihood, gradient = likelihood_at(state.hyper), None
-        if scheme.correction is not None:
+        if scheme.correction == "newton":
             point = held(state.hyper)
             gradient = jax.grad(lambda z: log_likelihood_at(problem, z, fixed=point, data=data, factor=None))(z)
 
@@ -112,7 +112,7 @@ def climb_evidence(scheme: Laplace, problem: Problem, key: jax.Array, state: Lap
         updates, optimizer = scheme.hyper_optimizer.update(gradient, optimizer, hyper)
         target = optax.apply_updates(hyper, updates)
         if strengths:
-            target = {**target, **_fixed_point(evidence, hyper, strengths, scheme.correction is not None)}
+            target = {**target, **_fixed_point(evidence, hyper, strengths, scheme.correction == "newton")}
         proposal = jax.tree.map(
             lambda old, new, first: jnp.clip(old + reach * (new - old), first - scheme.trust, first + scheme.trust),
             hyper,

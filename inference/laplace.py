@@ -70,9 +70,9 @@ class Laplace(Scheme):
             parameters and scatter (MacKay 1992), without a learning rate; sites that the likelihood depends on, and those
             that are not positive, take gradient steps.
         objective: the curvature of the evidence that is climbed, e.g. ``"ntk"``; None for that of the posterior.
-        correction: ``"newton"`` climbs the evidence of the linearised model at its own mode instead of at the weights as they are:
-            directions that the data do not determine, and that training has not yet brought to their prior mean, then do not
-            widen priors.
+        correction: of the evidence that is climbed. ``"newton"`` takes the linearised model at its own mode; ``"seen"``, for
+            ``"dual"``, takes the weights as the data see them: weights that the data do not determine, and that training has
+            not yet brought to their prior mean, then do not widen priors.
         probes: random probes per measurement of that objective, or ``"exact"``.
         posterior_probes: the same for the curvature of the posterior at the end; with a number its evidence is an estimate
             and no bound.

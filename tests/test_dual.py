@@ -141,6 +141,21 @@ def test_strengths_find_their_optimum_although_the_weights_have_not_been_trained
     assert float(jnp.exp(learned.state.hyper["strength"])) == pytest.approx(best, rel=2e-3)
 
 
+def test_what_the_rows_see_of_the_scatter_leaves_out_what_they_do_not_determine():
+    w, s = np.array([0.5, -2.0, 1.5]), 0.8
+    rows = ROWS[:2] / 0.3  # two rows of three weights: one direction is not seen at all
+    params = {"strength": s, "w": w}
+    got = log_evidence(
+        Problem(linear), params, ROWS[:2], TARGETS[:2], curvature="dual", optimise=("strength",), correction="seen"
+    )
+    values, vectors = np.linalg.eigh(s**2 * rows.T @ rows)
+    seen = (values / (1 + values) * (vectors.T @ w / s) ** 2).sum()
+    assert float(got.scatter) == pytest.approx(w @ w / s**2) and float(got.scatter) > seen + 0.1
+    assert float(got.value) == pytest.approx(float(got.log_likelihood - got.log_det_ratio / 2) - seen / 2, rel=1e-10)
+    with pytest.raises(OptionError, match="correction='seen' needs the rows of curvature='dual', got 'full'"):
+        log_evidence(Problem(linear), params, ROWS, TARGETS, optimise=("strength",), correction="seen")
+
+
 def test_refusals():
     with pytest.raises(CurvatureError, match="gives no posterior over the weights: use objective='dual'"):
         fit(Problem(linear), Laplace(curvature="dual"), jax.random.key(0), ROWS, TARGETS, num_steps=1, progress=False)
@@ -149,5 +164,5 @@ def test_refusals():
         log_evidence(
             Problem(linear), {"strength": 1.0, "w": jnp.zeros(3)}, many, many[:, 0], curvature="dual", optimise=("strength",)
         )
-    with pytest.raises(OptionError, match="correction must be None or 'newton', got 'Newton'"):
+    with pytest.raises(OptionError, match="correction must be None, 'newton' or 'seen', got 'Newton'"):
         fit(Problem(linear), Laplace(correction="Newton"), jax.random.key(0), ROWS, TARGETS, num_steps=1, progress=False)

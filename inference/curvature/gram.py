@@ -162,6 +162,15 @@ class Dual(Piece):
         fit = (solve_triangular(lower, self.response, lower=True) ** 2).sum()
         return prior.scatter(self.values) + (self.residual**2).sum() - fit
 
+    def seen(self, prior: PriorPart) -> jax.Array:
+        """The scatter that the rows see, u' (I + R L L' R')^-1 u with u = R (theta - mean).
+
+        Along the eigenvectors of L' G L it weighs the scatter by l / (1 + l), l being the eigenvalue: weights that the data
+        do not determine do not count, whether or not training has brought them to their prior mean.
+        """
+        lower = jnp.linalg.cholesky(self._whole(prior))
+        return (solve_triangular(lower, self.response - self.residual, lower=True) ** 2).sum()
+
     def posterior(self, prior: PriorPart, mean: jax.Array) -> Block:
         """None is kept: the rows themselves are not."""
         raise CurvatureError(
