@@ -34,7 +34,7 @@ def _digits(task: str, num_train: int, seed: int) -> Images:
 def _run(options: Options) -> Findings:
     tasks = ("upright", "rotated") if options.task is None else (options.task,)
     num_train = _NUM_TRAIN if options.num_train is None else options.num_train
-    model = LadderClassifier("mixed", 16, 1, 10, _WIDTH, relative=_RELATIVE, anchored=True)
+    model = LadderClassifier("mixed", 16, 1, 10, _WIDTH, relative=_RELATIVE)
     steps = options.steps or _STEPS
     jobs = [
         Job(model, learned, partial(_digits, task, num_train, options.seed), steps, options.seed)

@@ -29,7 +29,6 @@ _RELATIVE = 0.3  # dense pathways start with less strength than convolutions: a 
 _WIDE = 8.0  # about the precision of 1 per weight of the published MAP
 _FITS = (
     ("f_both", True, 1.0),
-    ("fc", True, 1.0),
     ("conv", True, 1.0),
     ("fc", False, _WIDE),
     ("f_both", False, _WIDE),
