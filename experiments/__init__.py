@@ -15,6 +15,7 @@ from .experiment import Experiment as Experiment
 from .experiment import Options as Options
 from .families import FAMILIES
 from .findings import Findings as Findings
+from .mixed_groups import MIXED_GROUPS
 from .orbit_expansion import ORBIT_EXPANSION
 from .planted_symmetry import PLANTED_SYMMETRY
 from .prior_invariance import PRIOR_INVARIANCE
@@ -33,6 +34,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         DIGITS_C4,
         EEG_LIKE,
         FAMILIES,
+        MIXED_GROUPS,
         ORBIT_EXPANSION,
         PLANTED_SYMMETRY,
         PRIOR_INVARIANCE,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +57,14 @@ def read(place: Path | None) -> Any:
 
 
 def write(place: Path | None, value: Any) -> None:
-    """Keeps what a piece returned, as JSON: lists and dicts of plain values or NumPy's numbers."""
+    """Keeps what a piece returned, as JSON: lists, dicts and dataclasses (as lists) of plain values or NumPy's numbers."""
     if place is not None:
         with whole_file(place) as path:
-            path.write_text(json.dumps(value, default=lambda number: number.item()) + "\n", encoding="utf-8")
+            path.write_text(json.dumps(value, default=_plain) + "\n", encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    return [getattr(value, f.name) for f in fields(value)] if is_dataclass(value) else value.item()
 
 
 def resumable_fit(

@@ -1,55 +1,79 @@
 """quadrant: digits in one of four quadrants, with labels that ignore the quadrant or ask for it; the evidence decides per layer.
 
 The same images for both tasks (van der Ouderaa et al. 2023, section 6.1). For the digit, every layer may be a
-convolution; for digit and quadrant together, the net must break translation symmetry somewhere.
+convolution; for digit and quadrant together, the net must break translation symmetry somewhere. Local files give MNIST in
+the same quadrants, or CIFAR-10.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from bayes_sym import datasets
+from bayes_sym.errors import OptionError
 from bayes_sym.models import LadderClassifier
 
 from .experiment import Experiment, Options
 from .findings import Findings
-from .learned_layers import COLUMNS, Job, learn, rows_of
+from .learned_layers import COLUMNS, Images, Job, learn, outcome_of, rows_of
 from .side_by_side import side_by_side
 
 
 __all__ = ["QUADRANT"]
 
-_WIDTH, _STEPS, _NUM_TRAIN = 4, 1300, 1300
+_WIDTH, _STEPS, _NUM_TRAIN, _NUM_TEST = 4, 1300, 1300, 1000
 _RELATIVE = 0.3  # dense pathways start with less strength than convolutions: a symmetry is broken where the data ask for it
 _WIDE = 8.0  # about the precision of 1 per weight of the published MAP
 _FITS = (
     ("f_both", True, 1.0),
     ("conv", True, 1.0),
-    ("f_both", False, _WIDE),
     ("fc", False, _WIDE),
+    ("f_both", False, _WIDE),
+    ("fc", False, 1.0),
     ("f_both", False, 1.0),
 )  # the longest first
 
 
-def _digits(task: str, num_train: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _digits(task: str, num_train: int, seed: int) -> Images:
     split = datasets.quadrant_digits(num_train, 0, seed=seed, task=task)
     return *split.train, *split.test, datasets.placements(split.test.x)
+
+
+def _files(task: str, folder: Path, num_train: int, seed: int) -> Images:
+    """The first images of the published sets, those to train on drawn by the seed."""
+    split = datasets.cifar10(folder) if task == "cifar10" else datasets.quadrant_mnist(folder, seed=seed, task=task)
+    order = np.random.default_rng([seed, 5]).permutation(len(split.train.y))[:num_train]
+    x, y = split.test.x[:_NUM_TEST], split.test.y[:_NUM_TEST]
+    return split.train.x[order], split.train.y[order], x, y, datasets.placements(x)
 
 
 def _run(options: Options) -> Findings:
     task = options.task or "digit"
     num_train = _NUM_TRAIN if options.num_train is None else options.num_train
-    data = partial(_digits, task, num_train, options.seed)
-    classes = 10 if task == "digit" else 40
+    if options.data_dir is not None:
+        data = partial(_files, task, options.data_dir, num_train, options.seed)
+    elif task == "cifar10":
+        raise OptionError("the task cifar10 reads local files: pass --data-dir with the folder of CIFAR-10")
+    else:
+        data = partial(_digits, task, num_train, options.seed)
+    image, inputs = (16, 1) if options.data_dir is None else (32, 3 if task == "cifar10" else 1)
+    classes = 40 if task == "quadrant" else 10
     steps = options.steps or _STEPS
     jobs = [
-        Job(LadderClassifier(variant, 16, 1, classes, _WIDTH, relative=_RELATIVE), learned, data, steps, options.seed, wide)
+        Job(
+            LadderClassifier(variant, image, inputs, classes, _WIDTH, relative=_RELATIVE),
+            learned,
+            data,
+            steps,
+            options.seed,
+            wide,
+        )
         for variant, learned, wide in _FITS
     ]
-    outcomes = side_by_side(learn, jobs, replace(options, folder=None))
+    outcomes = side_by_side(learn, jobs, options, again=outcome_of)
     first = outcomes[0]
     figures = {"pathways": first.draw}
     rows = [{"task": task, **row} for outcome in outcomes for row in rows_of(outcome)]
@@ -60,6 +84,7 @@ QUADRANT = Experiment(
     "quadrant",
     "layers that learn to be convolutions, or not, from digits in quadrants",
     _run,
-    ("digit", "quadrant"),
+    ("digit", "quadrant", "cifar10"),
+    reads_files=True,
     steps=_STEPS,
 )

@@ -35,7 +35,7 @@ __all__ = ["Audit", "audit"]
 Map = Callable[[jax.Array], jax.Array]
 
 _DENSE = ("full", "block", "hessian")  # quadratic in the number of parameters: compared with only if asked for
-_NO_ROOT = ("ntk", "hessian")  # no covariance of the weights, or an indefinite one: cannot precondition
+_NO_ROOT = ("ntk", "dual", "hessian")  # no covariance of the weights, or an indefinite one: cannot precondition
 _LARGEST_DENSE = 4096  # parameters of a Kronecker block that is written out because its prior has no scalar variance
 _KRYLOV_ENTRIES = 2**25  # entries of Krylov bases that are held at once
 

@@ -89,13 +89,16 @@ def _climb(scheme: Laplace, problem: Problem, key: jax.Array, state: LaplaceStat
     if moves:
 
         def evidence(hyper: Values) -> Evidence:
-            return evaluate(problem, z, held(hyper), data, measured(hyper), kind)
+            return evaluate(problem, z, held(hyper), data, measured(hyper), kind, correction=scheme.correction)
     else:
         once = settled(problem, z, held(state.hyper), data, measured(state.hyper))
-        likelihood = likelihood_at(state.hyper)
+        likelihood, gradient = likelihood_at(state.hyper), None
+        if scheme.correction == "newton":
+            point = held(state.hyper)
+            gradient = jax.grad(lambda z: log_likelihood_at(problem, z, fixed=point, data=data, factor=None))(z)
 
         def evidence(hyper: Values) -> Evidence:
-            return price(problem, z, held(hyper), data, once, likelihood, None, kind, (), None)
+            return price(problem, z, held(hyper), data, once, likelihood, gradient, kind, (), scheme.correction)
 
     strengths = _strengths(problem, state.hyper, data, evidence) if scheme.update == "mackay" else []
 
@@ -117,7 +120,7 @@ def _climb(scheme: Laplace, problem: Problem, key: jax.Array, state: LaplaceStat
         updates, optimizer = scheme.hyper_optimizer.update(gradient, optimizer, hyper)
         target = optax.apply_updates(hyper, updates)
         if strengths:
-            target = {**target, **_fixed_point(evidence, hyper, strengths)}
+            target = {**target, **_fixed_point(evidence, hyper, strengths, scheme.correction == "newton")}
         proposal = jax.tree.map(
             lambda old, new, first: jnp.clip(old + reach * (new - old), first - scheme.trust, first + scheme.trust),
             hyper,
@@ -146,12 +149,13 @@ def _strengths(problem: Problem, hyper: Values, data: Data, evidence: Callable[[
     return found
 
 
-def _fixed_point(evidence: Callable[[Values], Evidence], hyper: Values, names: list[str]) -> Values:
+def _fixed_point(evidence: Callable[[Values], Evidence], hyper: Values, names: list[str], corrected: bool) -> Values:
     """MacKay's update of log strengths.
 
     For variances proportional to h^p the scatter is E h^-p, and the log-determinant has the derivative p gamma in log h,
     gamma being the number of effective parameters. The evidence is stationary where E h^-p = gamma, so
-    log h <- log h + log(E h^-p / gamma) / p, with p from the second derivative of the scatter.
+    log h <- log h + log(E h^-p / gamma) / p, with p from the second derivative of the scatter. Where the evidence has the
+    Newton correction, E h^-p is the scatter at the mode of the linearised model, whose derivative is that of scatter - decrement.
     """
     chosen = {name: hyper[name] for name in names}
     flat, unflatten = jax.flatten_util.ravel_pytree(chosen)
@@ -159,11 +163,17 @@ def _fixed_point(evidence: Callable[[Values], Evidence], hyper: Values, names: l
     def scatter(flat: jax.Array) -> jax.Array:
         return evidence({**hyper, **unflatten(flat)}).scatter
 
+    def at_mode(flat: jax.Array) -> jax.Array:
+        found = evidence({**hyper, **unflatten(flat)})
+        return found.scatter - found.newton_decrement if corrected else found.scatter
+
     def log_det_ratio(flat: jax.Array) -> jax.Array:
         return evidence({**hyper, **unflatten(flat)}).log_det_ratio
 
     slope = jax.grad(scatter)(flat)
     power = -jnp.diagonal(jax.hessian(scatter)(flat)) / slope
+    if corrected:
+        slope = jax.grad(at_mode)(flat)
     step = jnp.log(-slope / jax.grad(log_det_ratio)(flat)) / power
     usable = jnp.isfinite(step)
     return unflatten(flat + jnp.clip(jnp.where(usable, step, 0.0), -_LONGEST, _LONGEST))

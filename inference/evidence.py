@@ -15,6 +15,7 @@ from bayes_sym._precision import full_precision
 from bayes_sym.errors import CurvatureError, OptionError
 
 from . import rows
+from .curvature.gram import Dual
 from .curvature.measure import BOUNDS, CURVATURES, measure, measure_basis, untapped
 from .curvature.pieces import Piece
 from .curvature.site_priors import prior_parts
@@ -115,15 +116,16 @@ def log_evidence(
         params: constrained values of all latent sites.
         data: the arguments of the model; they may include strengths or magnitudes to differentiate in.
         curvature: ``"full"``; ``"block"`` (per site); ``"ekfac"``, ``"kfac"``, ``"kfac_reduce"`` (per tapped weight; expand or
-            reduce of Eschenhagen et al. 2023); ``"diag"``; ``"ntk"`` (blocks of data rows, Immer et al. 2023); or ``"hessian"``
-            (minus the Hessian of the log likelihood instead of G).
+            reduce of Eschenhagen et al. 2023); ``"diag"``; ``"ntk"`` (blocks of data rows, Immer et al. 2023); ``"dual"`` (one kernel of
+            all rows: the exact value for any number of weights); or ``"hessian"`` (minus the Hessian of the log likelihood instead of G).
         probes: ``"exact"``, or a number of random probes instead of all columns of the Fisher root: the cost then does not
             grow with the number of classes. Their signs are Rademacher; the curvature and its gradients are unbiased, the
-            log-determinant is so only for ``"ntk"``, where cells of (block of rows, column) are drawn.
+            log-determinant is so only for ``"ntk"``, where cells of (block of rows, column) are drawn. ``"dual"`` draws that many
+            columns of all rows by their weight; the number should exceed that of effective parameters.
         key: for a number of probes.
         optimise: patterns of sites that are held at their values instead of integrated over; their priors do not count.
         correction: ``"newton"`` adds half the Newton decrement, which makes the evidence of linear-Gaussian models
-            independent of the point.
+            independent of the point. ``"seen"``, for ``"dual"``, counts the scatter of what the data see of the weights alone.
         basis: for ``"ekfac"``, a basis from `evidence_basis` that is kept over many evaluations; the bound holds in any.
         block_size: for ``"ntk"``, rows per block. Larger blocks are tighter; neighbouring rows share blocks.
         num_rows: N, where the data are a batch of N rows in all.
@@ -210,8 +212,10 @@ def check_options(curvature: str, correction: str | None, block_size: int, chunk
     """Refuses options out of their range."""
     if curvature not in CURVATURES:
         raise CurvatureError(f"unknown curvature {curvature!r}: choose one of {', '.join(CURVATURES)}")
-    if correction not in (None, "newton"):
-        raise OptionError(f"correction must be None or 'newton', got {correction!r}")
+    if correction not in (None, "newton", "seen"):
+        raise OptionError(f"correction must be None, 'newton' or 'seen', got {correction!r}")
+    if correction == "seen" and curvature != "dual":
+        raise OptionError(f"correction='seen' needs the rows of curvature='dual', got {curvature!r}")
     if correction == "newton" and curvature == "ntk":
         raise OptionError("correction='newton' needs a curvature of the weights, and 'ntk' has none: use 'full' or 'ekfac'")
     if block_size < 1 or (chunk is not None and chunk < 1):
@@ -312,6 +316,10 @@ def price(
     value = log_likelihood - scatter / 2 - log_det_ratio / 2
     if correction == "newton":
         value = value + decrement / 2
+    if correction == "seen":
+        (piece,), ((part, _),) = pieces, parts
+        assert isinstance(piece, Dual)
+        value = log_likelihood - piece.seen(part) / 2 - log_det_ratio / 2
     return Evidence(value, log_likelihood, scatter, log_det_ratio, decrement, kind, untapped)
 
 

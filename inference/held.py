@@ -19,6 +19,7 @@ from .curvature.measure import measure, untapped
 from .curvature.pieces import Piece
 from .curvature.tapped import Basis
 from .curvature.view import Probes
+from .effective import gammas
 from .evidence import (
     Evidence,
     as_probes,
@@ -64,12 +65,22 @@ class HeldEvidence:
         """The evidence at these values of the held sites."""
         return _priced(self, {name: jnp.asarray(value) for name, value in fixed.items()})
 
+    @full_precision
+    def effective_parameters(self, fixed: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """gamma of every site at these values of the held sites, as `effective_parameters` gives it."""
+        return _counted(self, {name: jnp.asarray(value) for name, value in fixed.items()})
+
 
 @jax.jit
 def _priced(held: HeldEvidence, fixed: Values) -> Evidence:
     return price(
         held.problem, held.z, fixed, held.data, held.pieces, held.likelihood, held.gradient, held.kind, held.untapped, None
     )
+
+
+@jax.jit
+def _counted(held: HeldEvidence, fixed: Values) -> dict[str, jax.Array]:
+    return gammas(held.problem, held.z, fixed, held.data, held.pieces)
 
 
 @full_precision

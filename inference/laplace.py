@@ -18,7 +18,7 @@ from .climb import climb_evidence, constrained, split_weights
 from .collapse import warn_if_collapsed
 from .curvature.measure import CURVATURES, measure, untapped
 from .curvature.site_priors import prior_parts
-from .evidence import Evidence, as_probes, evaluate, evidence_kind
+from .evidence import Evidence, as_probes, check_options, evaluate, evidence_kind
 from .map import ADAM
 from .posterior import GaussianPosterior
 from .problem import Problem, Structure, Values
@@ -70,6 +70,9 @@ class Laplace(Scheme):
             parameters and scatter (MacKay 1992), without a learning rate; sites that the likelihood depends on, and those
             that are not positive, take gradient steps.
         objective: the curvature of the evidence that is climbed, e.g. ``"ntk"``; None for that of the posterior.
+        correction: of the evidence that is climbed. ``"newton"`` takes the linearised model at its own mode; ``"seen"``, for
+            ``"dual"``, takes the weights as the data see them: weights that the data do not determine, and that training has
+            not yet brought to their prior mean, then do not widen priors.
         probes: random probes per measurement of that objective, or ``"exact"``.
         posterior_probes: the same for the curvature of the posterior at the end; with a number its evidence is an estimate
             and no bound.
@@ -91,6 +94,7 @@ class Laplace(Scheme):
     start: float = 1.0
     update: str = "gradient"
     objective: str | None = None
+    correction: str | None = None
     probes: int | str = "exact"
     posterior_probes: int | str = "exact"
     block_size: int = 128
@@ -102,10 +106,12 @@ class Laplace(Scheme):
         for name in (self.curvature, self.objective or self.curvature):
             if name not in CURVATURES:
                 raise CurvatureError(f"unknown curvature {name!r}: choose one of {', '.join(CURVATURES)}")
-        if self.curvature == "ntk":
+        if self.curvature in ("ntk", "dual"):
             raise CurvatureError(
-                "curvature='ntk' gives no posterior over the weights: use objective='ntk' beside curvature='ekfac', say"
+                f"curvature={self.curvature!r} gives no posterior over the weights: use objective={self.curvature!r} beside "
+                "curvature='ekfac', say"
             )
+        check_options(self.objective or self.curvature, self.correction, self.block_size, self.chunk)
         if self.update not in ("gradient", "mackay"):
             raise OptionError(f"update must be 'gradient' or 'mackay', got {self.update!r}")
         check_start(self.start)

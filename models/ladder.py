@@ -165,6 +165,9 @@ class LadderClassifier:
         learned: whether strengths are a site; if not, they stay as they start.
         relative: strength of each pathway of a layer at the start, relative to the one before it, which has more symmetry
             (group, conv, full). Below 1, layers start near the symmetry and leave it where the data ask for that.
+        anchored: whether all layers share one total strength, so that ``strength`` says how it is divided within layers and how
+            large it is. The evidence knows the totals of successive ReLU layers by their product alone, and online updates
+            let them drift apart without end (docs/decisions.md).
     """
 
     variant: str = "f_both"
@@ -175,6 +178,7 @@ class LadderClassifier:
     scale: float = math.sqrt(2)
     learned: bool = True
     relative: float = 1.0
+    anchored: bool = False
 
     def __post_init__(self) -> None:
         if not self.relative > 0:
@@ -195,11 +199,24 @@ class LadderClassifier:
         total = {layer: math.hypot(*(r for r, other in zip(ratios, layers, strict=True) if other == layer)) for layer in layers}
         return tuple(self.scale * ratio / total[layer] for ratio, layer in zip(ratios, layers, strict=True))
 
+    def strengths(self, strength: jax.Array) -> jax.Array:
+        """The strengths by pathway that a value of the site means: itself, or anchored, (pathways,).
+
+        Then every layer has the total (the root of the sum of squares) that is the geometric mean of all layers' totals.
+        """
+        if not self.anchored:
+            return strength
+        names = [pathway.layer for pathway in pathways(self.spec)]
+        layers = list(dict.fromkeys(names))
+        where = jnp.asarray([layers.index(name) for name in names])
+        squares = jax.ops.segment_sum(strength**2, where, len(layers))
+        return strength * jnp.exp(jnp.log(squares).mean() / 2) / jnp.sqrt(squares)[where]
+
     def __call__(self, x: jax.Array, y: jax.Array | None = None) -> None:
         """The model: sites ``strength`` and ``y``, weights ``net.*``."""
         strength = jnp.asarray(self.start())
         if self.learned:
-            strength = numpyro.sample("strength", dist.LogNormal(jnp.log(strength), 1.0).to_event(1))
+            strength = self.strengths(numpyro.sample("strength", dist.LogNormal(jnp.log(strength), 1.0).to_event(1)))
         spec = self.spec
         by_site = {site: strength[i] for i, pathway in enumerate(pathways(spec)) for site in pathway.sites}
         net = random_module("net", spec, prior=IndependentScales(by_site))

@@ -605,7 +605,7 @@ W, T = {"w": LW[:, :2]}, det((6, 2), 2.3, 0.6)
     ("model", "params", "y", "options", "error", "message"),
     [
         (_by_entry, W, T, {"curvature": "magic"}, CurvatureError, "unknown curvature 'magic': choose one of full, block"),
-        (_by_entry, W, T, {"correction": "cubic"}, OptionError, "correction must be None or 'newton', got 'cubic'"),
+        (_by_entry, W, T, {"correction": "cubic"}, OptionError, "correction must be None, 'newton' or 'seen', got 'cubic'"),
         (_by_entry, {}, T, {}, OptionError, r"params lack values for the sites \['w'\]"),
         (_by_entry, W, T, {"optimise": ("w",)}, OptionError, "holds every site"),
         (_by_entry, W, T, {"curvature": "kfac"}, PriorError, r"one scalar variance per site, and the prior of \['w'\] is not"),

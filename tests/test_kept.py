@@ -12,9 +12,11 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 
+from bayes_sym.diagnostics import PathwayShare, PathwayShares
 from bayes_sym.errors import CheckpointError
 from bayes_sym.experiments import kept
 from bayes_sym.experiments.experiment import Options
+from bayes_sym.experiments.learned_layers import Outcome, outcome_of
 from bayes_sym.experiments.side_by_side import side_by_side
 from bayes_sym.inference import MAP, Interrupted, Problem, fit
 from bayes_sym.inference.interrupt import StopRequest
@@ -112,3 +114,11 @@ def test_what_was_kept_is_made_again(options):
     side_by_side(piece, ["a"], options, again=again)
     ((first,),) = side_by_side(piece, ["a"], options, again=again)
     assert first == ("a", float(np.float32(1 / 3))) and calls == ["a"]
+
+
+def test_outcomes_with_shares_of_pathways_are_made_again(tmp_path):
+    shares = PathwayShares((PathwayShare("0", "conv", float("nan"), 3, 0.5, 1.0, 2.0, 1.0, 4.0),))
+    for outcome in (Outcome({"nll": np.float64(0.5)}, shares, [(10, shares)]), Outcome({"nll": 1.0}, None, [])):
+        kept.write(tmp_path / "one.json", outcome)
+        again = outcome_of(kept.read(tmp_path / "one.json"))
+        assert repr(again) == repr(replace(outcome, scores={"nll": float(outcome.scores["nll"])}))

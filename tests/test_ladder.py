@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from bayes_sym import groups, representations
@@ -298,3 +299,46 @@ def test_what_shares_refuse():
         pathway_shares(NET, params, numbers(2, 4, 4, 1), strengths=[1.0, 2.0])
     with pytest.raises(OptionError, match="'share' or 'energy'"):
         plot_pathway_shares([])
+
+
+def test_anchored_strengths_share_one_total_and_divide_it_within_layers():
+    model = LadderClassifier("f_both", 16, 1, 10, 1, anchored=True)
+    names = [pathway.layer for pathway in pathways(model.spec)]
+    strength = jnp.asarray(np.exp(numbers(len(names))))
+    found = np.asarray(model.strengths(strength))
+    totals = {name: math.sqrt(sum(s**2 for s, n in zip(found, names, strict=True) if n == name)) for name in names}
+    given = {name: math.sqrt(sum(float(s) ** 2 for s, n in zip(strength, names, strict=True) if n == name)) for name in names}
+    mean = math.exp(sum(math.log(total) for total in given.values()) / len(given))
+    assert np.allclose(list(totals.values()), mean, rtol=1e-5)
+    assert found[0] / found[1] == pytest.approx(float(strength[0] / strength[1]), rel=1e-5)
+    # what it leaves out: one layer larger and the next smaller by the same factor is the same prior
+    factor = jnp.asarray([3.0 if n == names[0] else 1 / 3 if n == names[2] else 1.0 for n in names])
+    assert np.allclose(model.strengths(strength * factor), found, rtol=1e-5)
+    plain = LadderClassifier("f_both", 16, 1, 10, 1)
+    assert np.array_equal(plain.strengths(strength), strength)
+
+
+def test_at_a_mode_every_layer_of_a_relu_net_has_the_same_scatter():
+    """Euler: the weights of each layer times their gradients are the outputs times theirs. So gammas cannot equal scatters."""
+    spec = Sequential(
+        (Dense(3, 6, bias=False), Activation("relu"), Dense(6, 5, bias=False), Activation("relu"), Dense(5, 2, bias=False))
+    )
+    x = jnp.asarray(numbers(40, 3))
+    start = {n: jnp.asarray(v) for n, v in weights_of(spec).items()}
+    precision = {name: 1.0 + i for i, name in enumerate(start)}
+
+    def loss(weights):
+        log_p = jax.nn.log_softmax(spec.apply(weights, x))
+        prior = sum(precision[n] * (v**2).sum() for n, v in weights.items())
+        return prior / 2 - 3 * log_p[jnp.arange(40), (x[:, 0] > 0).astype(int)].sum()
+
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.02, 4000, 1e-4))
+
+    def step(_, state):
+        weights, memory = state
+        updates, memory = optimizer.update(jax.grad(loss)(weights), memory, weights)
+        return optax.apply_updates(weights, updates), memory
+
+    weights, _ = jax.jit(lambda w: jax.lax.fori_loop(0, 4000, step, (w, optimizer.init(w))))(start)
+    scatters = [float(precision[n] * (v**2).sum()) for n, v in weights.items()]
+    assert min(scatters) > 1 and max(scatters) == pytest.approx(min(scatters), rel=1e-2)

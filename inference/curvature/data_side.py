@@ -17,7 +17,7 @@ from .tapped import Uses, gradients_of, together
 from .view import Probes, View, summed
 
 
-__all__ = ["data_side"]
+__all__ = ["data_side", "one_position"]
 
 
 def data_side(view: View, uses: Uses, priors: Mapping[str, PriorPart], probes: Probes, block_size: int) -> DataSide:
@@ -81,7 +81,7 @@ def _kernels(
             g = together(use.taps, gradients, axis=2)
             a = together(use.taps, inputs)
             if g.shape[2] == 1 and len(terms) == 1 and terms[0].part is None:
-                found.append(_one_position(a[:, 0], g[:, :, 0]))
+                found.append(one_position(a[:, 0], g[:, :, 0]))
                 continue
             whole = use.vector(jnp.einsum("nr...a,knr...b->kn...ab", a, g))
         elif name in uses.biases:
@@ -97,7 +97,7 @@ def _kernels(
     return jnp.stack(found)
 
 
-def _one_position(a: jax.Array, g: jax.Array) -> jax.Array:
+def one_position(a: jax.Array, g: jax.Array) -> jax.Array:
     """The kernel of gradients a g': the product of those of a (rows, *stack, in) and of g (columns, rows, *stack, out)."""
     columns = g.shape[0]
     flat = g.reshape(-1, *g.shape[2:])

@@ -18,7 +18,7 @@ from .pieces import Piece
 from .spectrum import Spectrum
 
 
-__all__ = ["DataSide", "Gram", "Rows"]
+__all__ = ["DataSide", "Dual", "Gram", "Rows"]
 
 
 def _cholesky_log_det(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -123,4 +123,57 @@ class DataSide(Piece):
         raise CurvatureError(
             "curvature='ntk' bounds the evidence from the data's side and gives no posterior over the weights: use it as "
             "Laplace(objective='ntk') beside a curvature of the weights"
+        )
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["grams", "response", "residual", "values"], meta_fields=["layout"])
+@dataclass(frozen=True)
+class Dual(Piece):
+    """The exact curvature R' R of all sites by the kernels of its rows R, with what a linear regression on them needs.
+
+    At a point theta the linearised model has the rows R, unit noise, and targets t = R (theta - mean) + e with e the
+    whitened residuals: R' e is the gradient of the log likelihood, or what the chosen rows tell of it.
+
+    Attributes:
+        layout: all sites.
+        grams: (components, m, m) of the prior's components.
+        response: t, (m,).
+        residual: e, (m,).
+        values: theta, (size,).
+    """
+
+    layout: Layout
+    grams: jax.Array
+    response: jax.Array
+    residual: jax.Array
+    values: jax.Array
+
+    def _whole(self, prior: PriorPart) -> jax.Array:
+        kernel = jnp.tensordot(jnp.stack([term.variance for term in prior.terms()]), self.grams, 1)
+        return jnp.eye(len(kernel), dtype=kernel.dtype) + (kernel + kernel.T) / 2
+
+    def log_det_ratio(self, prior: PriorPart) -> jax.Array:
+        """log|I + R L L' R'|."""
+        return _cholesky_log_det(self._whole(prior))[1]
+
+    def decrement(self, prior: PriorPart, gradient: jax.Array) -> jax.Array:
+        """Of the gradient R' e - D (theta - mean) of its own rows: scatter + e'e - t' (I + R L L' R')^-1 t."""
+        lower = jnp.linalg.cholesky(self._whole(prior))
+        fit = (solve_triangular(lower, self.response, lower=True) ** 2).sum()
+        return prior.scatter(self.values) + (self.residual**2).sum() - fit
+
+    def seen(self, prior: PriorPart) -> jax.Array:
+        """The scatter that the rows see, u' (I + R L L' R')^-1 u with u = R (theta - mean).
+
+        Along the eigenvectors of L' G L it weighs the scatter by l / (1 + l), l being the eigenvalue: weights that the data
+        do not determine do not count, whether or not training has brought them to their prior mean.
+        """
+        lower = jnp.linalg.cholesky(self._whole(prior))
+        return (solve_triangular(lower, self.response - self.residual, lower=True) ** 2).sum()
+
+    def posterior(self, prior: PriorPart, mean: jax.Array) -> Block:
+        """None is kept: the rows themselves are not."""
+        raise CurvatureError(
+            "curvature='dual' keeps kernels of rows and gives no posterior over the weights: use it as Laplace(objective='dual') "
+            "beside another curvature, or 'full'"
         )

@@ -11,6 +11,7 @@ from ..blocks import Layout
 from ..problem import Problem, Values
 from ..rows import Data
 from .data_side import data_side
+from .dual import dual
 from .pieces import Piece
 from .rowwise import dense, diagonal, full, hessian
 from .site_priors import prior_parts
@@ -20,13 +21,13 @@ from .view import EXACT, Probes, View
 
 __all__ = ["BOUNDS", "CURVATURES", "measure", "measure_basis", "untapped"]
 
-CURVATURES = ("full", "block", "ekfac", "kfac", "kfac_reduce", "diag", "ntk", "hessian")
+CURVATURES = ("full", "block", "ekfac", "kfac", "kfac_reduce", "diag", "ntk", "dual", "hessian")
 """The curvatures that can be measured."""
 
 BOUNDS = ("block", "ekfac", "diag", "ntk")
 """Those whose log-determinant is never below that of the full generalised Gauss-Newton matrix."""
 
-TAPPED = ("ekfac", "kfac", "kfac_reduce", "ntk")
+TAPPED = ("ekfac", "kfac", "kfac_reduce", "ntk", "dual")
 """Those that see weights through taps."""
 
 _LARGEST_FALLBACK = 1024  # parameters of a site without a tap, or with a correlated prior, that still gets a dense block
@@ -58,7 +59,8 @@ def measure(
         curvature: one of `CURVATURES`. ``"full"`` is the exact matrix; ``"block"`` its blocks per site; ``"diag"`` its
             diagonal; ``"kfac"`` and ``"kfac_reduce"`` Kronecker factors per tapped weight (outer products before or after
             sums over shared axes); ``"ekfac"`` the exact diagonal in the basis of these factors, with exact blocks for
-            biases and for small sites with a correlated prior; ``"ntk"`` kernels of blocks of data rows; ``"hessian"``
+            biases and for small sites with a correlated prior; ``"ntk"`` kernels of blocks of data rows; ``"dual"`` one
+            kernel of all rows, exact like ``"full"``, or of `probes.count` columns drawn by weight; ``"hessian"``
             minus the Hessian of the log likelihood. Sites without a tap get dense blocks, or diagonals where large.
         probes: whether all columns of the Fisher roots are visited, or random mixes of them.
         basis: for ``"ekfac"``, from `measure_basis`; None to measure it here.
@@ -85,14 +87,14 @@ def measure(
     priors = {
         name: part for name, (part, _) in zip(z, prior_parts(problem, z, fixed, data, tuple(layouts.values())), strict=True)
     }
-    if curvature == "ntk":
+    if curvature in ("ntk", "dual"):
         joint, _ = prior_parts(problem, z, fixed, data, (Layout.of(z),))[0]
         if any(part.fn is None for part in priors.values()) or (len(z) > 1 and joint.components is None):
             raise PriorError(
-                "curvature='ntk' needs independent Gaussian priors on all sites that are integrated over, and some are not Gaussian or "
-                f"depend on each other: name strengths and other hyperparameters in optimise=(...). The sites are {list(z)}"
+                f"curvature={curvature!r} needs independent Gaussian priors on all sites that are integrated over, and some are not "
+                f"Gaussian or depend on each other: name strengths and other hyperparameters in optimise=(...). The sites are {list(z)}"
             )
-        return (data_side(view, uses, priors, probes, block_size),)
+        return (data_side(view, uses, priors, probes, block_size) if curvature == "ntk" else dual(view, uses, priors, probes),)
 
     if curvature in TAPPED:
         check_priors(view, priors, curvature)

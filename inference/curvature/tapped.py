@@ -28,7 +28,7 @@ from .kronecker import Kronecker
 from .pieces import Piece
 from .rowwise import check_dense
 from .spectrum import Spectrum, as_matrix, as_vector, pair_products, rotate
-from .view import Probes, View, moving, over_chunks, roots_of, summed, visit
+from .view import Probes, View, mixer, moving, over_chunks, roots_of, summed, visit
 
 
 __all__ = [
@@ -134,11 +134,15 @@ def _transposed(weight: str, shape: tuple[int, ...], inputs: int, outputs: int) 
 
 
 class Backward(NamedTuple):
-    """One chunk of rows: the taps' inputs, and what gives their gradients for each visited column of the Fisher root."""
+    """One chunk of rows: the taps' inputs, and what gives their gradients for each visited column of the Fisher root.
+
+    `mixed` gives those of any mix of columns, from signs (columns, rows).
+    """
 
     inputs: dict[str, jax.Array]
     gradients: Callable[[jax.Array], dict[str, jax.Array]]
     visits: jax.Array
+    mixed: Callable[[jax.Array], dict[str, jax.Array]]
 
 
 def gradients_of(view: View, probes: Probes, present: jax.Array, names: list[str] | None = None) -> Backward:
@@ -163,11 +167,14 @@ def gradients_of(view: View, probes: Probes, present: jax.Array, names: list[str
     _, pull, (found, inputs) = jax.vjp(chosen, shifts, has_aux=True)
     cotangents, visits = visit(found, probes, present)
 
-    def gradients(index: jax.Array) -> dict[str, jax.Array]:
-        return {name: _positions(g, metas[name]) for name, g in pull(cotangents(index))[0].items()}
+    def pulled(cotangents: Any) -> dict[str, jax.Array]:
+        return {name: _positions(g, metas[name]) for name, g in pull(cotangents)[0].items()}
 
     return Backward(
-        {name: _positions(inputs[name] * _beside(present, inputs[name]), metas[name]) for name in metas}, gradients, visits
+        {name: _positions(inputs[name] * _beside(present, inputs[name]), metas[name]) for name in metas},
+        lambda index: pulled(cotangents(index)),
+        visits,
+        lambda signs: pulled(mixer(found)(signs)),
     )
 
 

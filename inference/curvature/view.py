@@ -21,7 +21,7 @@ from .dependence import dependent_outputs
 from .fisher import Root, fisher_roots
 
 
-__all__ = ["EXACT", "Probes", "View", "moving", "num_columns", "over_chunks", "roots_of", "summed", "visit"]
+__all__ = ["EXACT", "Probes", "View", "mixer", "moving", "num_columns", "over_chunks", "roots_of", "summed", "visit"]
 
 Observed = dict[str, dict[str, Any]]
 
@@ -105,6 +105,19 @@ def moving(parameters: Callable[[Any], dict[str, Any]], at: Any) -> list[str]:
     return [name for name, of_leaves in flags.items() if any(jax.tree.leaves(of_leaves))]
 
 
+def mixer(roots: dict[str, Any]) -> Callable[[jax.Array], dict[str, Any]]:
+    """What turns signs (columns of all roots, rows) into the cotangent of every root's parameter."""
+
+    def of_signs(signs: jax.Array) -> dict[str, Any]:
+        cotangents, start = {}, 0
+        for name, columns in roots.items():
+            cotangents[name] = mix(columns, signs[start : start + num_columns(columns)])
+            start += num_columns(columns)
+        return cotangents
+
+    return of_signs
+
+
 def visit(roots: dict[str, Any], probes: Probes, present: jax.Array) -> tuple[Callable[[jax.Array], Any], jax.Array]:
     """How to visit the columns of all roots, or random mixes of them.
 
@@ -116,22 +129,14 @@ def visit(roots: dict[str, Any], probes: Probes, present: jax.Array) -> tuple[Ca
     Returns:
         A function that gives the cotangent of every root's parameter, and what to call it with, one after the other.
     """
-    counts = {name: num_columns(columns) for name, columns in roots.items()}
-    total, size = sum(counts.values()), present.shape[0]
-
-    def of_signs(signs: jax.Array) -> dict[str, Any]:
-        """Signs (total, rows)."""
-        cotangents, start = {}, 0
-        for name, columns in roots.items():
-            cotangents[name] = mix(columns, signs[start : start + counts[name]] * present[None])
-            start += counts[name]
-        return cotangents
+    total, size = sum(num_columns(columns) for columns in roots.values()), present.shape[0]
+    of_signs = mixer(roots)
 
     def of_index(index: jax.Array) -> dict[str, Any]:
-        return of_signs(jnp.broadcast_to((jnp.arange(total) == index)[:, None], (total, size)).astype(present.dtype))
+        return of_signs((jnp.arange(total) == index)[:, None] * present[None])
 
     def of_key(key: jax.Array) -> dict[str, Any]:
-        return of_signs(jax.random.rademacher(key, (total, size), present.dtype) / math.sqrt(probes.count or 1))
+        return of_signs(jax.random.rademacher(key, (total, size), present.dtype) / math.sqrt(probes.count or 1) * present[None])
 
     if probes.count is None:
         return of_index, jnp.arange(total)

@@ -1,0 +1,40 @@
+"""Experiments on learned layers: what their fits report, their images, and local files in the place of the 8x8 digits."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+from bayes_sym.errors import OptionError
+from bayes_sym.experiments import EXPERIMENTS, Options
+from bayes_sym.experiments.learned_layers import Job, learn, rows_of
+from bayes_sym.experiments.mixed_groups import _digits as turned_digits
+from bayes_sym.experiments.quadrant import _digits
+from bayes_sym.models import LadderClassifier
+
+
+def test_a_short_fit_reports_its_evidence_and_every_pathway():
+    model = LadderClassifier("conv", 16, 1, 10, 1)
+    outcome = learn(Job(model, True, partial(_digits, "digit", 40, 0), 4, 0))
+    net, *layers = rows_of(outcome)
+    assert net["evidence_kind"] == "laplace-dual-probes" and net["log_evidence"] < 0 and net["log_evidence_ekfac"] < 0
+    # 40 rows of 10 classes are fewer than the columns that may be drawn, so all count, and there are no more directions
+    assert 0 < net["effective"] < 40 * 9
+    assert net["effective"] == pytest.approx(sum(row["gamma"] for row in layers), rel=1e-4)
+    assert net["parameters"] == sum(row["parameters"] for row in layers) == model.spec.num_weights()
+    assert [row["pathway"] for row in layers] == ["conv"] * 6 + ["", ""]
+    assert net["agreement"] == 1.0  # convolutions alone do not see shifts
+
+
+def test_upright_and_turned_digits_differ_by_quarter_turns_alone():
+    upright, turned = turned_digits("upright", 30, 1), turned_digits("rotated", 30, 1)
+    for i in (0, 2):
+        turns = np.stack([np.rot90(upright[i], k, axes=(1, 2)) for k in range(4)])
+        same = np.isclose(turns, turned[i][None], atol=1e-5).all(axis=(2, 3, 4))
+        assert same.any(axis=0).all() and 0.1 < same[0].mean() < 0.5
+    assert np.array_equal(turned[4][3], np.rot90(turned[2], 3, axes=(1, 2)))
+
+
+def test_cifar_needs_files():
+    with pytest.raises(OptionError, match="cifar10 reads local files: pass --data-dir"):
+        EXPERIMENTS["quadrant"].run(Options(task="cifar10"))
