@@ -35,8 +35,9 @@ from .arrangements import arrangement as arrange
 from .families import Family, MeanField, PerSite
 from .families.family import Reps
 from .families.laplace import MeanFieldLaplace
-from .problem import Problem, Structure, Values
+from .problem import Problem, Values
 from .rows import Data
+from .structure import Structure
 from .symmetrisation import At, Symmetrisation, check_at, check_hold, check_monomial
 from .weight_action import input_field, target_module, weight_representations
 

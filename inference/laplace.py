@@ -21,9 +21,10 @@ from .curvature.site_priors import prior_parts
 from .evidence import Evidence, as_probes, check_options, evaluate, evidence_kind
 from .map import ADAM
 from .posterior import GaussianPosterior
-from .problem import Problem, Structure, Values
+from .problem import Problem, Values
 from .rows import Data
 from .scheme import Info, Scheme, check_start
+from .structure import Structure
 from .whitening import whitened_update
 
 

@@ -13,7 +13,8 @@ from bayes_sym import _numpyro
 from bayes_sym._numpyro import Messenger
 
 from .families import Family, MeanField, PerSite
-from .problem import Structure, Values
+from .problem import Values
+from .structure import Structure
 
 
 __all__ = ["LocalNoise", "local_sites"]

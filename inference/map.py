@@ -11,9 +11,10 @@ import optax
 
 from . import rows
 from .posterior import PointPosterior
-from .problem import Problem, Structure, Values
+from .problem import Problem, Values
 from .rows import Data
 from .scheme import Info, Scheme, check_start
+from .structure import Structure
 from .whitening import whitened_update
 
 

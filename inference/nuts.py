@@ -13,9 +13,10 @@ from bayes_sym.errors import OptionError
 
 from . import rows
 from .posterior import DrawsPosterior
-from .problem import Problem, Structure, Values
+from .problem import Problem, Values
 from .rows import Data
 from .scheme import Info, Scheme
+from .structure import Structure
 
 
 __all__ = ["NUTS"]

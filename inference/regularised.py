@@ -16,9 +16,10 @@ from bayes_sym.layers import Augment
 from . import rows
 from .map import ADAM, MAP, MAPState
 from .posterior import PointPosterior
-from .problem import Problem, Structure, Values
+from .problem import Problem, Values
 from .rows import Data
 from .scheme import Info, Scheme
+from .structure import Structure
 
 
 __all__ = ["RegularisedMAP"]

@@ -11,8 +11,9 @@ import jax
 from bayes_sym.errors import OptionError
 
 from .posterior import Posterior
-from .problem import Problem, Structure
+from .problem import Problem
 from .rows import Data
+from .structure import Structure
 
 
 __all__ = ["Info", "Scheme", "check_start"]

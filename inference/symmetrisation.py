@@ -16,8 +16,9 @@ from bayes_sym.representations import Representation
 from . import rows
 from .families import Family
 from .families.family import Reps
-from .problem import Problem, Structure, Values
+from .problem import Problem, Values
 from .rows import Data
+from .structure import Structure
 from .weight_action import target_module
 
 

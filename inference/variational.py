@@ -23,10 +23,11 @@ from .local_noise import LocalNoise, local_sites
 from .map import ADAM
 from .natural import NaturalGradient, check_natural
 from .posterior import FamilyPosterior, GaussianPosterior
-from .problem import Problem, Structure, Values
+from .problem import Problem, Values
 from .row_blocks import RowBlocks, mean_gradient
 from .rows import Data
 from .scheme import Info, Scheme, check_start
+from .structure import Structure
 from .symmetrisation import Symmetrisation, TrainingAccuracy, hold
 
 

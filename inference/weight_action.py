@@ -12,8 +12,9 @@ from bayes_sym.groups import FiniteGroup
 from bayes_sym.layers.layer import Field, Layer
 from bayes_sym.representations import Representation
 
-from .problem import Problem, Structure
+from .problem import Problem
 from .rows import Data
+from .structure import Structure
 
 
 __all__ = ["Hidden", "input_field", "target_module", "weight_action", "weight_representations"]
