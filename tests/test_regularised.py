@@ -90,7 +90,10 @@ def test_it_is_a_scheme_like_any_other(key):
     assert np.allclose(predict(PLAIN, done, key, X, num_draws=1).sum(axis=-1), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize("scheme", [MAP(), RegularisedMAP(), Laplace(optimise=("*augment*",)), Variational()], ids=repr)
+SCHEMES = [MAP(), RegularisedMAP(), Laplace(optimise=("*augment*",)), Variational()]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: type(scheme).__name__)
 def test_sites_start_exactly_where_they_are_told_in_every_scheme(scheme, key):
     z = scheme.position(start_state(scheme, PLAIN, key, (X, LABELS)))
     found = PLAIN.constrain(z, (X, LABELS))
