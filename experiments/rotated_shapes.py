@@ -112,7 +112,7 @@ def _posterior(name: str, strength: float | None) -> Arm:
 POSTERIORS = {arm.name: arm for arm in (_posterior("variational", 0.1), _posterior("variational-flat", None))}
 """Those with a posterior of the range: under the reward as a prior, and under a weak prior."""
 
-_DEFAULT = ("none", "fixed", "oracle", "learned", "learned-from-90", "augerino", "augnet", "gumbel-fair", "variational")
+_DEFAULT = ("none", "fixed", "oracle", "learned", "learned-from-90", "augerino", "augnet-fair", "variational")
 
 
 def _learn(name: str, options: Options) -> Outcome:
