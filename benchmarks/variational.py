@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 DRAWS, RATE = 10, 1e-2
 SGD = optax.sgd(RATE, momentum=0.9, nesterov=True)
-BLOCKS = {8: (32, None), 28: (8, 8)}  # rows_at_once by the size of the images: of noisy weights, of local noise
+BLOCKS = {8: (32, None), 28: (4, 8)}  # rows_at_once by the size of the images: of noisy weights, of local noise
 
 
 def digits(size: int) -> tuple[jax.Array, jax.Array]:

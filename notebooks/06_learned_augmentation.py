@@ -29,14 +29,14 @@ import numpyro.distributions as dist
 import optax
 
 from bayes_sym import datasets
-from bayes_sym.inference import MAP, Problem, fit
-from bayes_sym.layers import Activation, Augment, Conv, Dense, Pool, Selection, Sequential, random_module
+from bayes_sym.inference import MAP, Pace, Problem, RegularisedMAP, fit, paced
+from bayes_sym.layers import Activation, Augment, Conv, Dense, Flatten, Pool, Selection, Sequential, random_module
 from bayes_sym.transforms import Rotate, TranslateX
 
 
 SMOKE = os.environ.get("SMOKE") == "1"
 NUM_STEPS = 16 if SMOKE else 2000
-NUM_TRAIN = 24 if SMOKE else 2000
+NUM_TRAIN = 24 if SMOKE else 4000
 CHANNELS = 2 if SMOKE else 8
 BATCH = 8 if SMOKE else 64
 
@@ -47,7 +47,7 @@ BATCH = 8 if SMOKE else 64
 # label, a larger one may not. So that is the range which a method that learns augmentation should find.
 
 # %%
-shapes = datasets.rotated_shapes(num_train=NUM_TRAIN, num_validation=8, num_test=64, side=24)
+shapes = datasets.rotated_shapes(num_train=NUM_TRAIN, num_validation=8, num_test=64, side=20)
 x, y = shapes.train
 print("images", x.shape, "classes", np.unique(y))
 figure, axes = plt.subplots(1, 8, figsize=(10, 1.6), layout="constrained")
@@ -71,8 +71,9 @@ net = Sequential(
         Pool(2),
         Conv(CHANNELS, CHANNELS, 3),
         Activation("relu"),
-        Pool(),
-        Dense(CHANNELS, 4),
+        Pool(2),
+        Flatten(),  # what is up and what is down is lost in a mean over the image
+        Dense((side // 4) ** 2 * CHANNELS, 4),
     )
 )
 turned = Augment(net, (Selection((Rotate(180.0),), start=0.125),))
@@ -93,18 +94,19 @@ plt.show()
 # %% [markdown]
 # ## With and without a reward
 #
-# The likelihood alone has no use for width: it is easiest to fit the data as they are. The papers add a reward in the loss, which
-# is a log prior that grows with the number of rows: N times a strength times the norm of the magnitudes. Below, the strength is an
-# argument of the model.
+# The likelihood alone has no use for width: it is easiest to fit the data as they are. The papers add a reward to the loss, a strength
+# times the norm of the magnitudes. Times the number of rows it is a log prior, and that is how `RegularisedMAP` adds it.
+#
+# An untrained net loses by every rotation, so magnitudes should stand still until it has learned something, and then move
+# fast: `paced` says so for the sites whose names match.
 
 
 # %%
-def with_reward(spec, strength):
-    """A classifier with the net `spec`, and this reward per row."""
+def classifier(spec):
+    """A classifier with the net `spec`."""
 
     def model(x, y=None):
         net = random_module("net", spec)
-        numpyro.factor("reward", NUM_TRAIN * strength * spec.norm(net.weights))
         with numpyro.plate("data", x.shape[0]):
             numpyro.sample("y", dist.Categorical(logits=net(x)), obs=y)
 
@@ -125,12 +127,14 @@ class Track:
         self.degrees.append(float(np.max(row["range"])))
 
 
+falling = optax.cosine_decay_schedule(3e-3, NUM_STEPS, 0.05)
+optimizer = paced(optax.adam(falling), Pace("*augment.*", rate=7.0, rest=NUM_STEPS // 4))
 tracks = {}
-for strength in (0.0, 0.1):
+for strength in (0.0, 0.1, 0.5):
     tracks[strength] = Track(turned)
     fit(
-        with_reward(turned, strength),
-        MAP(optax.adam(3e-3)),
+        classifier(turned),
+        RegularisedMAP(strength, optimizer) if strength else MAP(optimizer),
         jax.random.key(0),
         x,
         y,
@@ -145,31 +149,35 @@ for strength in (0.0, 0.1):
 figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
 for strength, track in tracks.items():
     axes.plot(track.steps, track.degrees, "o-", label=f"reward {strength}")
+    print(f"reward {strength}: {track.degrees[-1]:.1f} degrees")
 axes.axhline(45, color="grey", linewidth=1, linestyle=":")
 axes.set(xlabel="step", ylabel="range of the rotation (degrees)")
 axes.legend()
 plt.show()
 
 # %% [markdown]
-# The dotted line is the range that keeps every label. In a run as short as this, neither curve stops there. Without a reward the
-# range falls to nothing. With it, the range grows before the net has learned to tell upright from upside down; then every image is
-# turned by any angle, that difference is gone from the data, and the reward has won. A smaller reward errs on the other side.
+# The dotted line is the range that keeps every label. At full size the reward of 0.1 leads there, to 44 or 45 degrees, from a start at
+# 22.5; five times as much goes some degrees beyond, as it must: a net that knows everything gains by 46.2 and 51.9 degrees, by a
+# closed form (`bayes-sym run rotated-shapes` shows it beside what is learned). Without a reward the range falls.
 #
-# With patience it works: 46 to 47 degrees were learned, in a few seeds, from 8,000 images in 8,000 steps with a wider net, and
-# magnitudes that stood still for the first 500 steps. Without that rest, and with fewer images, steps and a narrower prior, the
-# same model ended between 4 and 19 degrees. So look at the accuracy beside the range, and do not believe a range because it is
-# stable.
+# What a net must be able to do first is to tell the classes apart. A net that ends with a mean over the image cannot tell upright from
+# upside down in so few steps; then the reward has nothing against it, and the range goes to 180 degrees. So look at the
+# accuracy beside the range, and do not believe a range because it is stable.
 #
 # ## Choosing between operations
 #
-# A `Selection` in mode `"gumbel"` draws one operation per copy, with learned probabilities.
+# A `Selection` in mode `"gumbel"` draws one operation per copy, with learned probabilities. The reward is per unit of magnitude, so an
+# operation whose limit is harmless would be the cheapest way to earn it. `displacements` says how far each one moves the images at
+# its limit, and as `units=` makes the reward count that.
 
 # %%
 choice = Augment(net, (Selection((Rotate(180.0), TranslateX()), mode="gumbel", start=0.125),))
+units = choice.displacements(jax.random.key(2), jnp.asarray(x[:500]))
+print("displacements:", [round(float(unit), 2) for unit in units])
 for seed in range(1 if SMOKE else 3):
     found = fit(
-        with_reward(choice, 0.1),
-        MAP(optax.adam(3e-3)),
+        classifier(choice),
+        RegularisedMAP(0.1, optimizer, units=units),
         jax.random.key(seed),
         x,
         y,
@@ -182,10 +190,6 @@ for seed in range(1 if SMOKE else 3):
         print(f"seed {seed}: {row['operation']:<11} probability {row['probability']:.2f}, magnitude {row['magnitude']:.2f}")
 
 # %% [markdown]
-# At full size all three seeds choose the rotation, which sounds right, and take almost the full circle, which is not: it is the
-# operation that earns the reward, not the one that helps. The reward is per unit of magnitude, so the operation with the cheapest
-# limit wins, and the choice is made early, while the net cannot tell which one would help. What does work: one operation at a
-# time with a warm-up, `RegularisedMAP(0.1, paced(optimizer, Pace("*augment.*", 7, rest=500)))`; the same for a choice, with
-# `units=choice.displacements(key, x)`, so that the reward counts how far inputs are moved; finite operations, enumerated with
-# `exact=True`; and comparing the candidates by validation, as models. `bayes-sym run rotated-shapes` does the first two, and
-# `bayes-sym run eeg-like` the third.
+# At full size all three seeds choose the rotation (probability 0.95) and turn by 43 to 44 degrees. It does not always go so well: of
+# five operations the rotation was chosen in two fits of three, and operations that are blended, or all applied at once, mislead the
+# choice (the page of decisions has the numbers). Finite operations, enumerated with `exact=True`, are the most reliable.
