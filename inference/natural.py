@@ -121,7 +121,6 @@ def _cut(step: jax.Array, white: jax.Array, limit: float | None) -> jax.Array:
 
 
 @singledispatch
-@full_precision
 def natural_step(params: Any, gradient: Any, momentum: Any, options: NaturalGradient, curvature: Any) -> Any:
     """The parameters after one step; `gradient` and `momentum` are of -ELBO in nats."""
     raise OptionError(f"NaturalGradient has no step for {type(params).__name__}")
@@ -143,6 +142,7 @@ def _factorised(
 
 
 @natural_step.register
+@full_precision
 def _dense(params: DenseParams, gradient: Any, momentum: Any, options: NaturalGradient, curvature: Any) -> DenseParams:
     means: dict[str, jax.Array] = {}
     triangles = []
@@ -161,6 +161,7 @@ def _dense(params: DenseParams, gradient: Any, momentum: Any, options: NaturalGr
 
 
 @natural_step.register
+@full_precision
 def _kronecker(
     params: MatrixNormalParams, gradient: Any, momentum: Any, options: NaturalGradient, curvature: Any
 ) -> MatrixNormalParams:

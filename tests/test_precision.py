@@ -13,6 +13,9 @@ from bayes_sym.inference import (
     MAP,
     FullGaussian,
     Laplace,
+    LowRankGaussian,
+    MatrixNormal,
+    NaturalGradient,
     Problem,
     audit,
     effective_parameters,
@@ -26,6 +29,7 @@ from bayes_sym.inference import (
     predict,
     to_arviz,
 )
+from bayes_sym.inference.natural import natural_step
 
 
 SWAP = representations.permutation(groups.cyclic(2), [[1, 0]])
@@ -89,9 +93,23 @@ def test_training_is_left_to_the_user():
     assert None in model.seen
 
 
-def test_covariances_are_in_full_precision():
-    family = FullGaussian()
-    q = family.init({"w": jnp.zeros(3)})
+def products(fn, *args):
+    """How many products a program has, and how many of them are in full precision."""
     with jax.default_matmul_precision("bfloat16"):
-        program = str(jax.make_jaxpr(lambda q: family.kl(q, q))(q))
-    assert "BF16" not in program
+        program = str(jax.make_jaxpr(fn)(*args))
+    return program.count("dot_general["), program.count("Precision.HIGHEST, Precision.HIGHEST")
+
+
+def test_covariances_are_in_full_precision():
+    family = LowRankGaussian(2)
+    q = family.init({"w": jnp.zeros(3)})
+    count, full = products(lambda q: family.kl(q, q), q)
+    assert count == full > 0
+
+
+@pytest.mark.parametrize("family", [FullGaussian(), MatrixNormal()], ids=lambda family: type(family).__name__)
+def test_natural_steps_are_in_full_precision(family):
+    q = family.init({"w": jnp.zeros((3, 2))})
+    still = jax.tree.map(jnp.zeros_like, q)
+    count, full = products(lambda q: natural_step(q, still, still, NaturalGradient(0.1), None), q)
+    assert count == full > 0
