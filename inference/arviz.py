@@ -25,7 +25,7 @@ from . import rows
 from .fit import Fit
 from .orbit_predictions import PosteriorEquivariance, equivariance_of_draws
 from .pointwise import distributions
-from .posterior import DrawsPosterior, GaussianPosterior, PointPosterior, Posterior
+from .posterior import DrawsPosterior, GaussianPosterior, PointPosterior, Posterior, center_of
 from .predict import Drawn
 from .problem import Problem, Values
 from .rows import Data
@@ -104,7 +104,7 @@ def to_arviz(
     data = rows.as_arrays(data)
     seen = _look(problem, data)
     names = _select(var_names, seen, problem.structure(*data).weights)
-    center = _center(posterior, linearise)
+    center = center_of(posterior, linearise)
     chains, draws, z = _draws(posterior, key, num_draws)
 
     def sampled(values: dict[str, jax.Array], axes: Mapping[str, Axes]) -> Group:
@@ -210,14 +210,6 @@ def _select(patterns: Sequence[str] | None, seen: _Seen, weights: tuple[str, ...
             raise ModelError(f"var_names: nothing matches {pattern!r}; there are {known}")
         found.update(dict.fromkeys(matched))
     return tuple(found)
-
-
-def _center(posterior: Posterior, linearise: bool | None) -> Values | None:
-    if not (posterior.linearise if linearise is None else linearise):
-        return None
-    if not isinstance(posterior, GaussianPosterior):
-        raise OptionError("linearise=True needs a Gaussian posterior with a mean: that of Laplace() or Variational()")
-    return posterior.mean
 
 
 def _draws(posterior: Posterior, key: jax.Array, num_draws: int) -> tuple[int, int, Values]:

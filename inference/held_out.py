@@ -13,7 +13,7 @@ from bayes_sym.errors import OptionError
 from . import rows
 from .fit import Fit
 from .pointwise import pointwise_log_likelihood
-from .posterior import GaussianPosterior, PointPosterior, Posterior, fitted_problem
+from .posterior import PointPosterior, Posterior, center_of, fitted_problem
 from .problem import Problem
 
 
@@ -54,11 +54,7 @@ def held_out_density(
     problem = fitted_problem(posterior, problem)
     given = rows.as_arrays(data)
     rows.check_finite(given)
-    center = None
-    if posterior.linearise if linearise is None else linearise:
-        if not isinstance(posterior, GaussianPosterior):
-            raise OptionError("linearise=True needs a Gaussian posterior with a mean: that of Laplace() or Variational()")
-        center = posterior.mean
+    center = center_of(posterior, linearise)
     z = posterior.sample_unconstrained(key, 1 if isinstance(posterior, PointPosterior) else num_draws)
     return log_predictive_density(
         pointwise_log_likelihood(problem, z, center, given, draw_batch=draw_batch, data_batch=data_batch)

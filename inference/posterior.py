@@ -18,7 +18,7 @@ from .rows import Data
 from .whitening import gaussian_parts
 
 
-__all__ = ["DrawsPosterior", "FamilyPosterior", "GaussianPosterior", "PointPosterior", "Posterior", "fitted_problem"]
+__all__ = ["DrawsPosterior", "FamilyPosterior", "GaussianPosterior", "PointPosterior", "Posterior", "center_of", "fitted_problem"]
 
 
 class Posterior(abc.ABC):
@@ -219,3 +219,16 @@ class DrawsPosterior(Posterior):
     def log_prob(self, z: Values) -> jax.Array:
         """Draws have no density: always an error."""
         raise OptionError("a sampler's draws have no density: its log joint is problem.log_density(z, data)")
+
+
+def center_of(posterior: Posterior, linearise: bool | None) -> Values | None:
+    """The mean around which a model is linearised, or None if it is not; `linearise` None asks the posterior.
+
+    Raises:
+        OptionError: the model is to be linearised where there is no mean.
+    """
+    if not (posterior.linearise if linearise is None else linearise):
+        return None
+    if not isinstance(posterior, GaussianPosterior):
+        raise OptionError("linearise=True needs a Gaussian posterior with a mean: that of Laplace() or Variational()")
+    return posterior.mean

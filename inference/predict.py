@@ -18,7 +18,7 @@ from . import rows
 from .first_order import first_order
 from .fit import Fit
 from .footprint import block_sizes, numbers_per_row
-from .posterior import GaussianPosterior, Posterior, fitted_problem
+from .posterior import Posterior, center_of, fitted_problem
 from .problem import Problem, Values
 from .rows import Data
 
@@ -115,11 +115,10 @@ def draw(
         return Drawn(problem, {name: jnp.asarray(value) for name, value in posterior.items()}, None)
     if not problem.modules:
         problem = fitted_problem(posterior, problem)
-    if not (posterior.linearise if linearise is None else linearise):
+    center = center_of(posterior, linearise)
+    if center is None:
         return Drawn(problem, posterior.sample(key, num_draws), None)
-    if not isinstance(posterior, GaussianPosterior):
-        raise OptionError("linearise=True needs a Gaussian posterior with a mean: that of Laplace() or Variational()")
-    return Drawn(problem, posterior.sample_unconstrained(key, num_draws), posterior.mean)
+    return Drawn(problem, posterior.sample_unconstrained(key, num_draws), center)
 
 
 def blocks_of(drawn: Drawn, site: str | None, data: Data, draws: int, rows_at_once: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from bayes_sym.errors import OptionError
 from bayes_sym.representations import Representation
 
 from .pointwise import pointwise_log_likelihood
-from .posterior import GaussianPosterior, Posterior
+from .posterior import Posterior, center_of
 from .rows import Data
 
 
@@ -45,8 +45,7 @@ def log_likelihood_of_draws(posterior: Posterior, key: jax.Array, data: Data, nu
         num_draws: how many draws.
     """
     z = posterior.sample_unconstrained(key, num_draws)
-    center = posterior.mean if posterior.linearise and isinstance(posterior, GaussianPosterior) else None
-    return pointwise_log_likelihood(posterior.problem, z, center, data, draw_batch=8, data_batch=1024)
+    return pointwise_log_likelihood(posterior.problem, z, center_of(posterior, None), data, draw_batch=8, data_batch=1024)
 
 
 def value_scores(
