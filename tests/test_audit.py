@@ -282,7 +282,7 @@ def test_products_of_many_probes_with_many_rows_in_float32():
     p = np.exp(x @ w) / np.exp(x @ w).sum(axis=1, keepdims=True)
     tangents = np.einsum("ni,sic->snc", x, vectors)
     cotangents = p[None] * (tangents - (p[None] * tangents).sum(axis=2, keepdims=True))
-    with jax.enable_x64(False):
+    with jax.enable_x64(False), jax.default_matmul_precision("highest"):  # as `audit` calls it
         data = (jnp.asarray(x, float), jnp.arange(600) % 8)
         product = curvature_product(View(Problem(softmax), {"w": jnp.asarray(w, float)}, {}, data), 10, None)
         found = jax.jit(jax.vmap(product))(jnp.asarray(vectors.reshape(10, 24), float))

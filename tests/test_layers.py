@@ -51,6 +51,24 @@ def test_conv_is_the_convolution_of_lax(kernel, padding, stride, x64):
     assert np.abs(out - (expected + weights["bias"][None, None, None])).max() < 1e-12
 
 
+@pytest.mark.parametrize("grid", [(4, 6), (5, 3)])
+@pytest.mark.parametrize("padding", ["SAME", "VALID", "CIRCULAR"])
+def test_wide_conv_has_the_values_and_gradients_of_its_patches(padding, grid, x64):
+    layer = Conv(32, 33, 3, padding)
+    weights, x = weights_of(layer), jnp.asarray(numbers(2, *grid, 32))
+    ct = numbers(2, *layer.output_grid(grid), 33)
+    patches, weight = jax.vjp(layer.patches, x), weights["weight"].reshape(-1, 33)
+    assert len(jax.make_jaxpr(layer.apply)(weights, x).jaxpr.eqns) > 50  # of 16 frequencies; a product with patches has 10
+
+    z, pull = jax.vjp(lambda weights, x: layer.apply(weights, x), weights, x)
+    np.testing.assert_allclose(z, patches[0] @ weight + weights["bias"][None, None, None], rtol=0, atol=1e-11)
+    by_weights, by_x = pull(jnp.asarray(ct))
+    np.testing.assert_allclose(
+        by_weights["weight"].reshape(-1, 33), np.einsum("bhwi,bhwo->io", patches[0], ct), rtol=0, atol=1e-11
+    )
+    np.testing.assert_allclose(by_x, patches[1](ct @ weight.T)[0], rtol=0, atol=1e-11)
+
+
 def test_conv_same_at_stride_one_is_same_in_lax(x64):
     layer = Conv(1, 2, 3, bias=False)
     weights, x = weights_of(layer), numbers(1, 5, 5, 1)

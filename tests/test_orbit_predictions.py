@@ -220,7 +220,8 @@ def test_blocks_keep_to_the_budget(numbers, draws, rows, expected):
 
 def test_small_blocks_predict_the_same(monkeypatch):
     whole = predict(Problem(classifier), DRAWS, KEY, np.tile(X, (12, 1, 1, 1)))
-    monkeypatch.setattr(footprint, "_ON_CPU", 16 * 40)
+    for budget in ("_ON_CPU", "_ELSEWHERE"):
+        monkeypatch.setattr(footprint, budget, 16 * 40)
     drawn = Drawn(Problem(classifier), {"w": jnp.asarray(DRAWS["w"])}, None)
     assert blocks_of(drawn, None, (jnp.tile(X, (12, 1, 1, 1)),), 9, 130) == (9, 4)
     parts = predict(Problem(classifier), DRAWS, KEY, np.tile(X, (12, 1, 1, 1)), data_batch=130)

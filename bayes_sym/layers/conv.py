@@ -15,9 +15,12 @@ from ..errors import GroupActionError, OptionError, ShapeError
 from ..representations import Representation
 from ..taps import tap
 from .layer import Field, Layer, Role, Site, Stage, Weights, join, next_output
+from .winograd import minimal_filtering
 
 
 __all__ = ["Conv"]
+
+_WIDE = 32  # channels from which on minimal filtering pays
 
 
 @dataclass(frozen=True)
@@ -69,13 +72,21 @@ class Conv(Layer):
                 f"Arrays are NHWC: add or move the channel axis, or set Conv(inputs={x.shape[-1]}, ...)"
             )
         patches = self.patches(x)
-        # On a CPU the gradient of this product in the weight is up to five times as fast with one axis of rows as with three.
-        z = patches.reshape(-1, patches.shape[-1]) @ weight.reshape(-1, weight.shape[-1])
-        z = z.reshape(*patches.shape[:3], weight.shape[-1])
+        if self._is_minimal(weight):
+            z = minimal_filtering(self.padded(x), weight)
+        else:
+            # On a CPU the gradient of this product in the weight is up to five times as fast with one axis of rows as with three.
+            z = patches.reshape(-1, patches.shape[-1]) @ weight.reshape(-1, weight.shape[-1])
+            z = z.reshape(*patches.shape[:3], weight.shape[-1])
         if self.bias:
             z = z + weights["bias"][None, None, None]
         bias = join(path, "bias") if self.bias else None
         return tap(path or "conv", z, inputs=patches, weight=join(path, "weight"), bias=bias)
+
+    def _is_minimal(self, weight: jax.Array) -> bool:
+        """Whether fewer products pay for the additions that they cost, which was measured on CPUs (docs/decisions.md)."""
+        wide = min(weight.shape[2:]) >= _WIDE
+        return wide and self.window == (3, 3) and self.stride == 1 and jax.default_backend() == "cpu"
 
     def patches(self, x: jax.Array) -> jax.Array:
         """What each output sees: (batch, height', width', kernel height * kernel width * inputs)."""
