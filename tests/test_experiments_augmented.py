@@ -57,7 +57,8 @@ def test_fixed_ranges_stand_still():
 
 
 def test_posteriors_of_ranges_have_an_interval():
-    outcome = learn_posterior(rotated_shapes.POSTERIORS["variational"], SHAPES, SMALL)
+    arm, weights = rotated_shapes.POSTERIORS["variational"]
+    outcome = learn_posterior(arm, SHAPES, SMALL, weights=weights)
     (row,) = outcome.ranges
     assert row["learned_low"] < row["learned"] < row["learned_high"] and row["oracle"] == pytest.approx(46.17, abs=0.1)
 
@@ -113,14 +114,14 @@ def test_points_turn_about_the_origin():
 
 
 def test_a_small_run_of_the_rings_moves_the_range_by_the_evidence():
-    outcome = rings.learn((120.0, True, 0), replace(SMALL, steps=60, num_train=30))
+    outcome = rings.learn((120.0, 5.0, 0), replace(SMALL, steps=60, num_train=30))
     scores, row = outcome.rows
     assert scores["evidence_kind"] == "laplace-full" and scores["log_evidence"] > scores["first_log_evidence"]
     assert row["oracle"] == 60 and row["learned"] != pytest.approx(5.0, abs=0.01)
     plain = {**scores, "learned_low": None, "learned_high": None}
     several = [{**row, "arc": arc, "learned_low": 1.0, "learned_high": 70.0} for arc in (120.0, 60.0)]
     assert len(drawn(rings._draw_ranges, [plain, *several])) == 1
-    assert len(drawn(rings._draw_history, {(120.0, True, 0): outcome.history})[0].lines) == 2
+    assert len(drawn(rings._draw_history, {(120.0, 5.0, 0): outcome.history})[0].lines) == 2
 
 
 # Capacity
