@@ -150,10 +150,6 @@ def learn(job: Job, options: Options) -> Outcome:
     arrays = (jnp.asarray(points.train.x), jnp.asarray(points.train.y))
     held = ("scale", "*augment.*") if learned else ("scale",)
 
-    @jax.jit
-    def measured(z: Mapping[str, jax.Array], arrays: Any) -> jax.Array:
-        return log_evidence(problem, problem.constrain(dict(z), arrays), *arrays, curvature="full", optimise=held).value
-
     def watch(progress: Progress) -> None:
         if learned:
             history.append((progress.step, float(180 * jax.nn.sigmoid(progress.state.hyper["net.augment.0.magnitude"][0]))))
@@ -172,7 +168,10 @@ def learn(job: Job, options: Options) -> Outcome:
         )
     posterior = found.posterior
     assert isinstance(posterior, GaussianPosterior) and posterior.log_evidence is not None
-    values = jax.jit(lambda z: problem.constrain(z, arrays))({**found.state.z, **found.state.hyper})
+    first, values = (
+        problem.constrain(z, arrays)
+        for z in (problem.initial(jax.random.key(seed), arrays), {**found.state.z, **found.state.hyper})
+    )
     x = points.test.x
     turns = [Turn().apply(jnp.asarray(x), arc / 360, jnp.full((len(x), 1), u, x.dtype)) for u in (0.0, 0.25, 0.75, 1.0)]
     data = Data(*points.train, {}, x, points.test.y, np.stack(turns))
@@ -181,7 +180,7 @@ def learn(job: Job, options: Options) -> Outcome:
     shared = {
         "fit": number,
         "log_evidence": float(posterior.log_evidence),
-        "first_log_evidence": float(measured(problem.initial(jax.random.key(seed), arrays), arrays)),
+        "first_log_evidence": float(log_evidence(problem, first, *arrays, curvature="full", optimise=held).value),
         "evidence_kind": posterior.evidence_kind,
     }
     rows = [{"arc": arc, **scores, **shared}]
@@ -195,9 +194,10 @@ def learn(job: Job, options: Options) -> Outcome:
 
 def _run(options: Options) -> Findings:
     arcs = ARCS if options.task is None else (float(options.task),)
-    kinds: list[tuple[float, float | None]] = [(arc, start) for arc in arcs for start in (*STARTS, None)]
-    groups: list[list[Job]] = [[(*kind, number) for number in range(_SEEDS)] for kind in kinds]
-    jobs = [job for group in groups for job in group]
+    kinds = [(arc, start) for arc in arcs for start in (*STARTS, None)]
+    # all arcs of a start share their programs
+    groups: list[list[Job]] = [[(arc, start, i) for arc in arcs for i in range(_SEEDS)] for start in (*STARTS, None)]
+    jobs: list[Job] = [(*kind, number) for kind in kinds for number in range(_SEEDS)]
     found = side_by_side(partial(_learn_all, options=options), groups, options, again=_outcomes)
     outcomes = {
         job: outcome for group, several in zip(groups, found, strict=True) for job, outcome in zip(group, several, strict=True)
