@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import jax
@@ -57,6 +58,22 @@ class EvidenceModel:
             numpyro.sample("y", dist.Categorical(logits=net(x)), obs=y)
 
 
+@cache
+def _scheme(steps: int) -> Laplace:
+    return Laplace(
+        optax.adam(optax.cosine_decay_schedule(0.005, steps, 0.1)),
+        "ekfac",
+        ("scale", "*.magnitude"),
+        optax.adam(0.05),
+        burn_in=max(1, steps // 10),
+        refresh=max(1, steps // 60),
+        hyper_steps=5,
+        trust=0.5,
+        objective="dual",
+        start=0.5,
+    )
+
+
 def _data(seed: int, num_train: int) -> Data:
     """The upright ones of shapes that are turned by up to 90 degrees, labelled by shape."""
     shapes = datasets.rotated_shapes(2 * num_train, 1, 1000, seed=seed, side=_SIDE, spread=90.0)
@@ -74,18 +91,6 @@ def learn_by_evidence(options: Options) -> Outcome:
     model = EvidenceModel()
     problem = Problem(model, starts=(("scale", 1.0), ("*.magnitude", _START)))
     steps = _STEPS if options.steps is None else options.steps
-    scheme = Laplace(
-        optax.adam(optax.cosine_decay_schedule(0.005, steps, 0.1)),
-        "ekfac",
-        ("scale", "*.magnitude"),
-        optax.adam(0.05),
-        burn_in=max(1, steps // 10),
-        refresh=max(1, steps // 60),
-        hyper_steps=5,
-        trust=0.5,
-        objective="dual",
-        start=0.5,
-    )
     arrays = (jnp.asarray(data.x), jnp.asarray(data.y))
     at = jax.jit(lambda z: problem.constrain(z, arrays))
     history: list[tuple[int, int, list[dict[str, Any]]]] = []
@@ -95,7 +100,7 @@ def learn_by_evidence(options: Options) -> Outcome:
 
     found = fit(
         problem,
-        scheme,
+        _scheme(steps),
         jax.random.key(options.seed),
         *arrays,
         num_steps=steps,

@@ -122,7 +122,7 @@ POSTERIORS: dict[str, tuple[Arm, Family]] = {
 POSTERIOR_TASK = replace(TASK, steps=4000, wide=5.0)
 """Theirs, with weights whose prior does not blunt the net: by how much the posterior misses a perfect one is decided by its edges."""
 
-_DEFAULT = ("none", "fixed", "oracle", "learned", "learned-from-90", "augerino", "augnet-fair", "variational")
+_DEFAULT = ("none", "fixed", "oracle", "learned", "augerino", "augnet-fair", "variational")
 
 
 def _learn(name: str, options: Options) -> Outcome:
