@@ -1,8 +1,9 @@
 """rotated-shapes: which rotations keep the label of a shape, learned with the net, beside what a perfect net would learn.
 
 Two shapes, upright or inverted, are turned by up to 45 degrees: four classes, which survive a further turn by 45 degrees and no more. One
-operation at a time from a narrow and a wide start, rewards of three strengths, Augerino's six operations at once, and a choice
-between five; beside no augmentation, a range that somebody guessed, and the range that keeps all labels.
+operation at a time from a narrow and a wide start, rewards of three strengths, Augerino's six operations at once, a choice
+between five, and a posterior of the range; beside no augmentation, a range that somebody guessed, and the range that keeps all labels. One task more,
+`evidence`, has shapes turned by up to 90 degrees, labelled by shape, and no reward.
 """
 
 from __future__ import annotations
