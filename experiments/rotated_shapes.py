@@ -2,8 +2,8 @@
 
 Two shapes, upright or inverted, are turned by up to 45 degrees: four classes, which survive a further turn by 45 degrees and no more. One
 operation at a time from a narrow and a wide start, rewards of three strengths, Augerino's six operations at once, a choice
-between five, and a posterior of the range; beside no augmentation, a range that somebody guessed, and the range that keeps all labels. One task more,
-`evidence`, has shapes turned by up to 90 degrees, labelled by shape, and no reward.
+between five, and a posterior of the range; beside no augmentation, a range that somebody guessed, and the range that keeps all
+labels. One more task, `evidence`, has shapes turned by up to 90 degrees, labelled by shape, and no reward.
 """
 
 from __future__ import annotations
