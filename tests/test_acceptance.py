@@ -195,11 +195,11 @@ def test_the_evidence_chooses_rotations_among_six_operations():
 @pytest.mark.acceptance
 @pytest.mark.timeout(1800)
 def test_a_wide_start_finds_that_all_angles_are_in_the_data():
-    ends = {start: [rings.learn((360.0, start, i), Options(seed=1)).rows for i in range(5)] for start in rings.STARTS}
-    narrow, wide = (np.median([scores["log_evidence"] for scores, _ in ends[start]]) for start in rings.STARTS)
-    learned = [row["learned"] for _, row in ends[150.0]]
-    print(narrow, wide, learned)
-    assert wide > narrow + 5 and np.median(learned) > 150
+    narrow, wide = ([rings.learn((360.0, start, i), Options(seed=1)).rows for i in range(3)] for start in rings.STARTS)
+    angles = [row["learned"] for _, row in wide]
+    low, high = ([scores["log_evidence"] for scores, _ in ends] for ends in (narrow, wide))
+    print(angles, low, high)
+    assert np.median(angles) > 150 and min(high) > max(low)
 
 
 @pytest.mark.acceptance
