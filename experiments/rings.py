@@ -2,7 +2,9 @@
 
 Points on two circles, told apart by their radius, are seen on an arc only. The label does not depend on the angle, and a range of
 rotations by half the arc lets the net explain every point by all of them. The magnitude and the scales of the prior climb the
-evidence of the averaged net, by gradients through its whole curvature; the noise is fresh at every update.
+evidence of the averaged net, by gradients through its whole curvature; the noise is fresh at every update. From a narrow start
+it ends near half an arc of 120 degrees; that is one optimum of the evidence, and rotations of all angles are another, so there is a
+wide start beside it (docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -44,7 +46,10 @@ __all__ = ["RINGS", "RingModel", "Turn", "learn"]
 ARCS = (120.0, 60.0, 360.0)
 """The arcs on which points are seen, in degrees."""
 
-_STEPS, _SEEDS, _START = 3000, 3, 5.0
+STARTS = (5.0, 150.0)
+"""Where ranges start, in degrees: narrow, as in the paper, and wide. There are several optima, and the evidence compares them."""
+
+_STEPS, _SEEDS = 3000, 3
 _COLUMNS = {
     "arc": ("arc", "{:.0f}"),
     **SHARED_COLUMNS,
@@ -116,6 +121,15 @@ def _scheme(steps: int, moves: bool) -> Laplace:
     )
 
 
+Job = tuple[float, float | None, int]
+
+
+def _name(start: float | None) -> str:
+    if start is None:
+        return "none"
+    return "evidence" if start == STARTS[0] else f"evidence-from-{start:.0f}"
+
+
 class Outcome(NamedTuple):
     """The rows of one fit, and (step, degrees) over training."""
 
@@ -123,21 +137,18 @@ class Outcome(NamedTuple):
     history: list[tuple[int, float]]
 
 
-def learn(job: tuple[float, bool, int], options: Options) -> Outcome:
-    """One fit: an arc, whether rotations are learned (or absent), and its number."""
-    arc, learned, number = job
+def learn(job: Job, options: Options) -> Outcome:
+    """One fit: an arc, where the range starts (None for no rotations), and its number."""
+    arc, start, number = job
+    learned = start is not None
     seed = options.seed + 1000 * number
     points = datasets.rings(options.num_train or 200, 1, 1000, seed=seed, arc=arc)
     model = RingModel() if learned else RingModel(0)
-    problem = Problem(model, starts=(("scale", 1.0), *((("*.magnitude", _START / 180),) if learned else ())))
+    problem = Problem(model, starts=(("scale", 1.0), *((("*.magnitude", start / 180),) if start is not None else ())))
     steps = _STEPS if options.steps is None else options.steps
     history: list[tuple[int, float]] = []
     arrays = (jnp.asarray(points.train.x), jnp.asarray(points.train.y))
     held = ("scale", "*augment.*") if learned else ("scale",)
-
-    @jax.jit
-    def measured(z: Mapping[str, jax.Array], arrays: Any) -> jax.Array:
-        return log_evidence(problem, problem.constrain(dict(z), arrays), *arrays, curvature="full", optimise=held).value
 
     def watch(progress: Progress) -> None:
         if learned:
@@ -157,16 +168,19 @@ def learn(job: tuple[float, bool, int], options: Options) -> Outcome:
         )
     posterior = found.posterior
     assert isinstance(posterior, GaussianPosterior) and posterior.log_evidence is not None
-    values = jax.jit(lambda z: problem.constrain(z, arrays))({**found.state.z, **found.state.hyper})
+    first, values = (
+        problem.constrain(z, arrays)
+        for z in (problem.initial(jax.random.key(seed), arrays), {**found.state.z, **found.state.hyper})
+    )
     x = points.test.x
     turns = [Turn().apply(jnp.asarray(x), arc / 360, jnp.full((len(x), 1), u, x.dtype)) for u in (0.0, 0.25, 0.75, 1.0)]
     data = Data(*points.train, {}, x, points.test.y, np.stack(turns))
-    name = "evidence" if learned else "none"
+    name = _name(start)
     (scores,) = score_rows(name, model.spec, [values], data, 32, [found.seconds], seed)
     shared = {
         "fit": number,
         "log_evidence": float(posterior.log_evidence),
-        "first_log_evidence": float(measured(problem.initial(jax.random.key(seed), arrays), arrays)),
+        "first_log_evidence": float(log_evidence(problem, first, *arrays, curvature="full", optimise=held).value),
         "evidence_kind": posterior.evidence_kind,
     }
     rows = [{"arc": arc, **scores, **shared}]
@@ -180,24 +194,26 @@ def learn(job: tuple[float, bool, int], options: Options) -> Outcome:
 
 def _run(options: Options) -> Findings:
     arcs = ARCS if options.task is None else (float(options.task),)
-    jobs = [(arc, learned, number) for arc in arcs for learned in (True, False) for number in range(_SEEDS)]
-    groups = [[job for job in jobs if job[1] == learned and job[0] == arc] for arc in arcs for learned in (True, False)]
+    kinds = [(arc, start) for arc in arcs for start in (*STARTS, None)]
+    # all arcs of a start share their programs
+    groups: list[list[Job]] = [[(arc, start, i) for arc in arcs for i in range(_SEEDS)] for start in (*STARTS, None)]
+    jobs: list[Job] = [(*kind, number) for kind in kinds for number in range(_SEEDS)]
     found = side_by_side(partial(_learn_all, options=options), groups, options, again=_outcomes)
     outcomes = {
         job: outcome for group, several in zip(groups, found, strict=True) for job, outcome in zip(group, several, strict=True)
     }
     rows = [row for job in jobs for row in outcomes[job].rows]
-    for arc in arcs:
-        own = [row for row in rows if row["part"] == "range" and row["arc"] == arc]
+    for arc, start in kinds:
+        own = [row for row in rows if row["part"] == "range" and row["arc"] == arc and row["method"] == _name(start)]
         interval = interval_over([row["learned"] for row in own])
         for row in own:
             row |= {"learned_low": interval.low, "learned_high": interval.high}
-    history = {job: outcome.history for job, outcome in outcomes.items() if job[1]}
+    history = {job: outcome.history for job, outcome in outcomes.items() if job[1] is not None}
     figures = {"ranges": partial(_draw_ranges, rows), "training": partial(_draw_history, history)}
     return Findings(rows, figures, _COLUMNS, {"experiment": "rings", "seed": options.seed, "task": options.task})
 
 
-def _learn_all(group: Sequence[tuple[float, bool, int]], options: Options) -> list[Outcome]:
+def _learn_all(group: Sequence[Job], options: Options) -> list[Outcome]:
     """Fits that share their programs, in one process."""
     return [learn(job, options) for job in group]
 
@@ -207,24 +223,29 @@ def _outcomes(kept: Sequence[Sequence[Any]]) -> list[Outcome]:
 
 
 def _draw_ranges(rows: Sequence[Mapping[str, Any]], figure: Figure) -> None:
-    """A line per arc: half of it, and the mean of what the evidence has chosen with its interval over fits."""
+    """A line per arc: half of it, and from each start the mean of what the evidence has chosen with its interval over fits."""
     own = [row for row in rows if row["part"] == "range"]
     arcs = list(dict.fromkeys(row["arc"] for row in own))
-    groups = [[row for row in own if row["arc"] == arc] for arc in arcs]
-    learned = [float(np.mean([row["learned"] for row in group])) for group in groups]
-    bounds = [None if g[0]["learned_low"] is None else (max(0.0, g[0]["learned_low"]), g[0]["learned_high"]) for g in groups]
+    learned: dict[str, list[float]] = {}
+    bounds: dict[str, list[tuple[float, float] | None]] = {}
+    for method in dict.fromkeys(row["method"] for row in own):
+        groups = [[row for row in own if row["arc"] == arc and row["method"] == method] for arc in arcs]
+        learned[method] = [float(np.mean([row["learned"] for row in group])) for group in groups]
+        bounds[method] = [
+            None if g[0]["learned_low"] is None else (max(0.0, g[0]["learned_low"]), g[0]["learned_high"]) for g in groups
+        ]
     names = [f"arc of {arc:.0f}" for arc in arcs]
-    plot_ranges(names, {"evidence": learned}, [arc / 2 for arc in arcs], {"evidence": bounds}, unit="degrees", figure=figure)
+    plot_ranges(names, learned, [arc / 2 for arc in arcs], bounds, unit="degrees", figure=figure)
 
 
-def _draw_history(history: Mapping[tuple[float, bool, int], Sequence[tuple[int, float]]], figure: Figure) -> None:
-    """The range of every fit over training, and half of each arc."""
+def _draw_history(history: Mapping[Job, Sequence[tuple[int, float]]], figure: Figure) -> None:
+    """The range of every fit over training, from a narrow start and from a wide one, and half of each arc."""
     axes = figure.add_subplot()
     for color, arc in enumerate(dict.fromkeys(job[0] for job in history)):
         axes.axhline(arc / 2, color=f"C{color}", linestyle=":", linewidth=1)
-        for (own, _, number), entries in history.items():
+        for (own, start, number), entries in history.items():
             if own == arc:
-                label = f"arc of {arc:.0f}" if number == 0 else None
+                label = f"arc of {arc:.0f}" if number == 0 and start == STARTS[0] else None
                 axes.plot([step for step, _ in entries], [value for _, value in entries], color=f"C{color}", label=label)
     axes.set(xlabel="step", ylabel="range [degrees] (dotted: half of the arc)", ylim=(0, 185))
     axes.legend(fontsize=8, frameon=False)

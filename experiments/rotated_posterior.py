@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bayes_sym.inference import MeanField, Pace, PerSite, Problem, Progress, Variational, fit, paced
+from bayes_sym.inference import MeanField, Pace, PerSite, Point, Problem, Progress, Variational, fit, paced
+from bayes_sym.inference.families import Family
 from bayes_sym.layers import Augment
 
 from .augmented import Arm, Classifier, Outcome, Task, num_steps, score_rows
@@ -19,23 +20,29 @@ from .experiment import Options
 __all__ = ["learn_posterior"]
 
 _DRAWS = 400
+_POINT = Point()
 
 
-def learn_posterior(arm: Arm, task: Task, options: Options) -> Outcome:
-    """One mean-field fit under the prior exp(N strength |w m|), or under the weak prior of the layer alone where strength is None.
+def learn_posterior(arm: Arm, task: Task, options: Options, *, weights: Family = _POINT) -> Outcome:
+    """One fit under the prior exp(N strength |w m|), or under the weak prior of the layer alone where strength is None.
 
-    The likelihood is that of the mean over copies of the predictive probabilities, so that copies are not counted as data. The interval of
-    a range is its central 90% under q, and not one over fits.
+    Magnitudes have a Gaussian q in their log-odds. The noise of a q over the weights would blunt the net, and with it the posterior of
+    the range: so they are at a point, unless `weights` says otherwise. The likelihood is that of the mean over copies of the
+    predictive probabilities, so that copies are not counted as data. The interval of a range is its central 90% under q, and not
+    one over fits.
     """
     data = task.data(options.seed, options.num_train or task.num_train)
     steps = num_steps(task, options)
     spec = Augment(arm.net, arm.layers, copies=arm.copies, average="probabilities")
     reward = len(data.x) * (arm.strength or 0.0)
-    problem = Problem(Classifier(spec, reward=reward), starts=arm.starts)
+    problem = Problem(Classifier(spec, reward=reward, wide=task.wide), starts=arm.starts)
     optimizer = optax.adam(optax.cosine_decay_schedule(task.rate, steps, 0.05))
     rest = min(task.rest, steps // 4)
     scheme = Variational(
-        PerSite((("*.magnitude", MeanField(0.05)),), MeanField(0.01)), paced(optimizer, Pace("*augment.*", arm.pace, rest))
+        PerSite((("*.magnitude", MeanField(0.05)),), weights),
+        paced(optimizer, Pace("*augment.*", arm.pace, rest)),
+        num_particles=1,
+        start=1 / task.wide,
     )
     history: list[tuple[int, int, list[dict[str, Any]]]] = []
     first = problem.take((jnp.asarray(data.x), jnp.asarray(data.y)), slice(0, 1))

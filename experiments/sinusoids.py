@@ -67,6 +67,10 @@ def _blend(layers: int) -> tuple[Selection, ...]:
     return (Selection(_THREE, "blend", temperature=0.01),) * layers
 
 
+def _gumbel(name: str, layers: int) -> Arm:
+    return Arm(name, _NET, (Selection(_THREE, "gumbel"),) * layers, (("*.magnitude", 0.125), _CHOICE[1]), 0.2, fair=True)
+
+
 ARMS = {
     arm.name: arm
     for arm in (
@@ -78,7 +82,9 @@ ARMS = {
         Arm("augnet", _NET, _blend(1), _CHOICE, 0.2, rest=0, pace=3.0),
         Arm("augnet-warm-up", _NET, _blend(1), _CHOICE, 0.2),
         Arm("augnet-fair", _NET, _blend(1), (("*.magnitude", 0.125), _CHOICE[1]), 0.2, fair=True),
-        Arm("gumbel-fair", _NET, (Selection(_THREE, "gumbel"),), (("*.magnitude", 0.125), _CHOICE[1]), 0.2, fair=True),
+        _gumbel("gumbel-fair", 1),
+        _gumbel("gumbel-fair-2-layers", 2),
+        _gumbel("gumbel-fair-4-layers", 4),
         Arm("augnet-2-layers", _NET, _blend(2), _CHOICE, 0.2, rest=0, pace=3.0),
         Arm("augnet-4-layers", _NET, _blend(4), _CHOICE, 0.2, rest=0, pace=3.0),
     )

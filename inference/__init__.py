@@ -33,6 +33,7 @@ from .families import MeanField as MeanField
 from .families import MeanFieldLaplace as MeanFieldLaplace
 from .families import OrbitGaussian as OrbitGaussian
 from .families import PerSite as PerSite
+from .families import Point as Point
 from .families import as_guide as as_guide
 from .families import closedness as closedness
 from .figures import plot_evidence as plot_evidence

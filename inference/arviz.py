@@ -25,7 +25,7 @@ from . import rows
 from .fit import Fit
 from .orbit_predictions import PosteriorEquivariance, equivariance_of_draws
 from .pointwise import distributions
-from .posterior import DrawsPosterior, GaussianPosterior, PointPosterior, Posterior, center_of
+from .posterior import DrawsPosterior, PointPosterior, Posterior, center_of
 from .predict import Drawn
 from .problem import Problem, Values
 from .rows import Data
@@ -324,7 +324,7 @@ def _group(variables: Group) -> Group:
 
 
 def _attributes(fit: Fit, posterior: Posterior, linearised: bool) -> dict[str, Any]:
-    points = posterior.point if isinstance(posterior, GaussianPosterior | PointPosterior) else {}
+    points: Values = getattr(posterior, "point", {})
     found: dict[str, Any] = {
         "scheme": type(fit.scheme).__name__,
         "seconds": float(fit.seconds),

@@ -173,6 +173,11 @@ class FamilyPosterior(Posterior):
     log_evidence: jax.Array | None = None
     evidence_kind: str | None = None
 
+    @property
+    def point(self) -> Values:
+        """Unconstrained values of the sites of a `Point`."""
+        return self.family.points(self.params)
+
     def sample_unconstrained(self, key: jax.Array, n: int) -> Values:
         """`n` independent draws of q: the noise of one key would come in antithetic pairs."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -128,6 +129,11 @@ class Variational(Scheme):
         check_targets(self.augment, data)
         state = jax.eval_shape(partial(start_state, self, problem), jax.random.key(0), data)
         family = self.resolved(problem, data)
+        if len(family.points(state.params)) == len(problem.structure(*data).latent):
+            raise OptionError(
+                f"{self.family!r} is a Point at every site, which is no variational inference: use MAP(), or PerSite with another family "
+                "for some of the sites"
+            )
         if isinstance(self.optimizer, NaturalGradient):
             check_natural(self.optimizer, family, state.params)
         if self.symmetrise is not None:
@@ -310,13 +316,13 @@ class Variational(Scheme):
     def posterior(
         self, key: jax.Array, state: VariationalState, problem: Problem, data: Data, records: Any
     ) -> GaussianPosterior | FamilyPosterior:
-        """q, with its ELBO on the data without augmentation as evidence (64 draws)."""
+        """q, with its ELBO on the data without augmentation as evidence (64 draws), given the sites that are points."""
         value = _final_elbo(self, problem, key, state.params, data)
         family, example = self.resolved(problem, data), problem.take(data, slice(0, 1))
         blocks = family.blocks(state.params)
         if blocks is None:
             return FamilyPosterior(problem, example, family, state.params, value, "elbo")
-        return GaussianPosterior(problem, example, blocks, {}, value, "elbo")
+        return GaussianPosterior(problem, example, blocks, family.points(state.params), value, "elbo")
 
     def position(self, state: VariationalState) -> Values:
         """The means of the sites on the reals, and the others' in unconstrained coordinates."""
@@ -332,12 +338,16 @@ def _bound(
     factor: Any,
     key: jax.Array | None,
     recorder: Any = None,
+    given: Container[str] = (),
 ) -> tuple[jax.Array, jax.Array]:
-    """log p(data | z) + E_q log p, by site at z itself where it has no closed form; and log p(z) - E_q log p, whose mean is zero."""
+    """log p(data | z) + E_q log p, by site at z itself where it has no closed form; and log p(z) - E_q log p, whose mean is zero.
+
+    The priors of the sites in `given` are left out.
+    """
     sites, at = problem.trace(data, unconstrained=z, factor=factor, key=key, recorder=recorder)
     bound = surplus = jnp.zeros(())
     for name, site in sites.items():
-        if site["type"] != "sample":
+        if site["type"] != "sample" or name in given:
             continue
         here = _numpyro.log_prob_of(site) + at.log_det.get(name, 0.0)
         expected = None
@@ -359,19 +369,19 @@ def _symmetrise(scheme: Variational, problem: Problem, state: VariationalState, 
 
 @partial(jax.jit, static_argnames=("scheme", "problem"))
 def _final_elbo(scheme: Variational, problem: Problem, key: jax.Array, params: Any, data: Data) -> jax.Array:
-    """The ELBO from 64 draws, with log p(z) - log q(z) less its expectation as a control variate.
+    """The ELBO from 64 draws, with log p(z) - log q(z) less its expectation as a control variate; given the sites that are points.
 
     Where q is the posterior, log p(data, z) - log q(z) is the same for every z, and the estimate is exact.
     """
     family = scheme.resolved(problem, data)
     pairs = jax.vmap(lambda key: family.noise(key, params, 2))(jax.random.split(key, _EVIDENCE_DRAWS // 2))
     noise = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), pairs)
-    entropy = family.entropy(params)
+    entropy, points = family.entropy(params), tuple(family.points(params))
 
     def one(draw: tuple[Any, jax.Array]) -> tuple[jax.Array, jax.Array]:
         noise, key = draw
         z = family.sample(params, noise)
-        bound, surplus = _bound(family, params, problem, z, data, 1.0, key)
+        bound, surplus = _bound(family, params, problem, z, data, 1.0, key, given=points)
         return bound + entropy, surplus - family.log_prob(params, z) - entropy
 
     bound, control = jax.lax.map(one, (noise, jax.random.split(key, _EVIDENCE_DRAWS)))

@@ -128,6 +128,27 @@ def test_coupled_copies_make_averages_less_noisy(key):
     assert stratified < 0.6 * independent
 
 
+def test_predictions_of_more_copies_are_closer_to_those_of_all(key):
+    keys, spec = jax.random.split(key, 300), Augment(NET, Rotate(90.0))
+    weights = {name: 5 * value - 2.5 for name, value in values_of(spec).items()} | {"augment.0.magnitude": jnp.array([0.8])}
+
+    def probabilities(copies, noise, keys):
+        run = lambda: replace(spec, copies=copies, noise=noise).apply(weights, jnp.asarray(X))  # noqa: E731
+        return jax.nn.softmax(jax.vmap(lambda key: numpyro.handlers.seed(run, key)())(keys))
+
+    @jax.jit
+    def distances():
+        exact = probabilities(4096, "stratified", keys[:1])
+        return [
+            [jnp.abs(probabilities(copies, noise, keys) - exact).sum(axis=-1).mean() / 2 for copies in (1, 4, 16)]
+            for noise in ("independent", "stratified")
+        ]
+
+    independent, stratified = (np.polyfit(np.log([1, 4, 16]), np.log(row), 1)[0] for row in distances())
+    assert independent == pytest.approx(-0.5, abs=0.1)  # the mean over copies is a mean of independent draws
+    assert stratified < -0.9
+
+
 # Ways to combine operations
 
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from bayes_sym.errors import GroupActionError
 from bayes_sym.experiments import EXPERIMENTS, Options, augmented_figures, capacity, eeg_like, rings, rotated_shapes, sinusoids
 from bayes_sym.experiments.augmented import learn, num_steps
+from bayes_sym.experiments.rotated_evidence import learn_by_evidence
 from bayes_sym.experiments.rotated_posterior import learn_posterior
 from bayes_sym.experiments.series_net import Frames, OverTime, series_net
 
@@ -57,7 +58,8 @@ def test_fixed_ranges_stand_still():
 
 
 def test_posteriors_of_ranges_have_an_interval():
-    outcome = learn_posterior(rotated_shapes.POSTERIORS["variational"], SHAPES, SMALL)
+    arm, weights = rotated_shapes.POSTERIORS["variational"]
+    outcome = learn_posterior(arm, SHAPES, SMALL, weights=weights)
     (row,) = outcome.ranges
     assert row["learned_low"] < row["learned"] < row["learned_high"] and row["oracle"] == pytest.approx(46.17, abs=0.1)
 
@@ -113,14 +115,24 @@ def test_points_turn_about_the_origin():
 
 
 def test_a_small_run_of_the_rings_moves_the_range_by_the_evidence():
-    outcome = rings.learn((120.0, True, 0), replace(SMALL, steps=60, num_train=30))
+    outcome = rings.learn((120.0, 5.0, 0), replace(SMALL, steps=60, num_train=30))
     scores, row = outcome.rows
     assert scores["evidence_kind"] == "laplace-full" and scores["log_evidence"] > scores["first_log_evidence"]
     assert row["oracle"] == 60 and row["learned"] != pytest.approx(5.0, abs=0.01)
     plain = {**scores, "learned_low": None, "learned_high": None}
     several = [{**row, "arc": arc, "learned_low": 1.0, "learned_high": 70.0} for arc in (120.0, 60.0)]
     assert len(drawn(rings._draw_ranges, [plain, *several])) == 1
-    assert len(drawn(rings._draw_history, {(120.0, True, 0): outcome.history})[0].lines) == 2
+    assert len(drawn(rings._draw_history, {(120.0, 5.0, 0): outcome.history, (120.0, 150.0, 0): outcome.history})[0].lines) == 3
+
+
+def test_a_small_run_by_the_evidence_has_a_row_per_operation():
+    outcome = learn_by_evidence(replace(SMALL, steps=4, num_train=12))
+    assert [row["operation"] for row in outcome.ranges] == [
+        type(op).__name__ for op in rotated_shapes.ARMS["augerino"].layers[0].operations
+    ]
+    assert [row["oracle"] for row in outcome.ranges] == [None, None, 90.0, None, None, None]
+    assert all(0 < row["magnitude"] < 0.2 for row in outcome.ranges)
+    assert outcome.ranges[2]["learned"] == pytest.approx(180 * outcome.ranges[2]["magnitude"]) != pytest.approx(5.0, abs=0.01)
 
 
 # Capacity

@@ -9,6 +9,7 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
+import scipy.stats
 
 from bayes_sym import representations
 from bayes_sym.errors import OptionError
@@ -25,6 +26,7 @@ from bayes_sym.inference import (
     NaturalGradient,
     OrbitGaussian,
     PerSite,
+    Point,
     Problem,
     Variational,
     fit,
@@ -348,6 +350,8 @@ def test_positive_sites_can_have_families_of_their_own(x64):
         (lambda: Variational(MeanField(), NaturalGradient(hessian="exact")), "needs FullGaussian"),
         (lambda: Variational(OrbitGaussian()), "takes its orbits from soft-equivariant priors"),
         (lambda: Variational(PerSite((("v*", MeanField()),))), r"no latent site is left for \['v\*'\]"),
+        (lambda: Variational(PerSite((("w", Point()),))), "is a Point at every site"),
+        (lambda: Variational(Point()), "is a Point at every site"),
         (lambda: Variational(start=0.0), "start multiplies the first weights"),
         (lambda: NaturalGradient(0.0), r"rate=0.0\) must be in"),
         (lambda: NaturalGradient(momentum=1.0), r"momentum=1.0\) must be in"),
@@ -358,6 +362,29 @@ def test_positive_sites_can_have_families_of_their_own(x64):
 def test_options_out_of_range_are_refused_before_any_step(scheme, message):
     with pytest.raises(OptionError, match=message):
         fit(LINEAR, scheme(), KEY, X.astype(np.float32), Y.astype(np.float32), num_steps=2, progress=False)
+
+
+def test_points_are_the_mode_of_what_the_others_leave_and_the_evidence_is_given_them(x64):
+    def model(x, y=None):
+        b = numpyro.sample("b", dist.Normal(0.3, 0.9))
+        w = numpyro.sample("w", dist.Normal(0, TAU).expand([3]).to_event(1))
+        with numpyro.plate("data", x.shape[0]):
+            numpyro.sample("y", dist.Normal(x @ w + b, SIGMA), obs=y)
+
+    scheme = Variational(PerSite((("w", Point()),)), optax.adam(optax.cosine_decay_schedule(0.03, 2000)), num_particles=32)
+    done = fit(Problem(model), scheme, KEY, X, Y, num_steps=2000, progress=False)
+    # of a Gaussian posterior, the mode of w with b integrated out is the mean; and q is then the law of b given w
+    design = np.column_stack([X, np.ones(15)])
+    precision = design.T @ design / SIGMA**2 + np.diag([TAU**-2] * 3 + [0.9**-2])
+    w = np.linalg.solve(precision, design.T @ Y / SIGMA**2 + np.array([0, 0, 0, 0.3 * 0.9**-2]))[:3]
+    variance = 1 / (15 / SIGMA**2 + 0.9**-2)
+    assert np.abs(np.asarray(done.posterior.point["w"]) - w).max() < 2e-3
+    assert done.state.params["1"].scale["b"] == pytest.approx(variance**0.5, rel=0.01)
+    assert done.posterior.mean["b"] == pytest.approx(variance * ((Y - X @ w).sum() / SIGMA**2 + 0.3 * 0.9**-2), abs=5e-3)
+    covariance = SIGMA**2 * np.eye(15) + 0.9**2
+    given = scipy.stats.multivariate_normal(X @ w + 0.3, covariance).logpdf(Y)
+    assert done.posterior.log_evidence == pytest.approx(given, abs=2e-3)
+    assert (np.asarray(done.posterior.sample(KEY, 5)["w"]) == np.asarray(done.posterior.point["w"])).all()
 
 
 def test_posterior_draws_are_independent_though_those_of_a_step_come_in_pairs(x64):

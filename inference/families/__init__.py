@@ -20,3 +20,4 @@ from .mean_field import MeanField as MeanField
 from .mean_field import MeanFieldParams as MeanFieldParams
 from .orbit import OrbitGaussian as OrbitGaussian
 from .per_site import PerSite as PerSite
+from .point import Point as Point

@@ -104,6 +104,10 @@ class Family(abc.ABC):
         """The means, in unconstrained coordinates."""
         return self.moments(params).mean
 
+    def points(self, params: Params) -> Values:
+        """The sites that are held at a point and have no density, in unconstrained coordinates: none, for most families."""
+        return {}
+
     def scatter(self, params: Params, name: str, part: PriorPart) -> jax.Array | None:
         """E (v - m)' D (v - m) for a site with a Gaussian prior of mean m and precision D; None where it has no closed form."""
         if part.variances is None:

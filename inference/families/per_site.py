@@ -154,6 +154,13 @@ class PerSite(Family):
             values |= {name: _IN[family.support](value) for name, value in family.center(params[i]).items()}
         return values
 
+    def points(self, params: dict[str, Any]) -> Values:
+        """Those of the members."""
+        values: Values = {}
+        for i, family in self._members(params):
+            values |= family.points(params[i])
+        return values
+
     def blocks(self, params: dict[str, Any]) -> tuple[Block, ...] | None:
         """Those of the members, if every one has them."""
         found = [family.blocks(params[i]) for i, family in self._members(params)]
