@@ -40,7 +40,7 @@ __all__ = ["VARIANTS", "LadderClassifier", "ladder_spec"]
 
 
 class Block(NamedTuple):
-    """One layer of the ladder: channels in and out (per copy, in a net over a group), input side, stride; whether it lifts; pixels averaged."""
+    """One layer of the ladder: channels in and out (per copy, over a group), input side, stride; whether it lifts; pixels averaged."""
 
     inputs: int
     outputs: int
