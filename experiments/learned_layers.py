@@ -31,7 +31,7 @@ Images = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 COLUMNS = {
     "model": ("model", "{}"),
     "inference": ("inference", "{}"),
-    "scale": ("strength", "{:.3g}"),
+    "relative": ("dense", "{:g}"),
     "layer": ("layer", "{}"),
     "pathway": ("pathway", "{}"),
     "accuracy": ("accuracy", "{:.3f}"),
@@ -155,6 +155,7 @@ def learn(job: Job) -> Outcome:
         "model": job.model.variant,
         "inference": "evidence" if job.learned else "map",
         "scale": model.scale,
+        "relative": model.relative,
         "accuracy": quality.accuracy,
         "accuracy_se": quality.accuracy_se,
         "nll": quality.nll,

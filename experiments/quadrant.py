@@ -25,15 +25,14 @@ from .side_by_side import side_by_side
 __all__ = ["QUADRANT"]
 
 _WIDTH, _STEPS, _BATCH, _NUM_TRAIN, _NUM_TEST = 8, 1000, 50, 600, 1000
+_SCALE = 11.3  # total strength of a layer: 8 times what keeps signals alive through ReLU, near the published precision of 1
 _RELATIVE = 0.1  # dense pathways start with less strength than convolutions: a symmetry is broken where the data ask for it
-_START, _WIDE = 5.7, 11.3  # 4 and 8 times what keeps signals alive through ReLU; the second is near the published precision of 1
 _FITS = (
-    ("f_both", True, _START),
-    ("conv", True, _START),
-    ("fc", False, _WIDE),
-    ("f_both", False, _WIDE),
-    ("fc", False, _START),
-    ("f_both", False, _START),
+    ("f_both", True, _RELATIVE),
+    ("f_both", False, 1.0),
+    ("f_both", False, _RELATIVE),
+    ("conv", True, 1.0),
+    ("fc", False, 1.0),
 )  # the longest first
 
 
@@ -50,9 +49,9 @@ def _files(task: str, folder: Path, num_train: int, seed: int) -> Images:
     return split.train.x[order], split.train.y[order], x, y, datasets.placements(x)
 
 
-def _net(variant: str, scale: float, image: int, inputs: int, classes: int) -> LadderClassifier:
+def _net(variant: str, relative: float, image: int, inputs: int, classes: int) -> LadderClassifier:
     return LadderClassifier(
-        variant, image, inputs, classes, _WIDTH, scale=scale, relative=_RELATIVE, totals="held", activation="silu", smooth=2
+        variant, image, inputs, classes, _WIDTH, _SCALE, relative=relative, totals="held", activation="silu", smooth=2
     )
 
 
@@ -69,8 +68,8 @@ def _run(options: Options) -> Findings:
     classes = 40 if task == "quadrant" else 10
     steps = options.steps or _STEPS
     jobs = [
-        Job(_net(variant, scale, image, inputs, classes), learned, data, steps, options.seed, _BATCH)
-        for variant, learned, scale in _FITS
+        Job(_net(variant, relative, image, inputs, classes), learned, data, steps, options.seed, _BATCH)
+        for variant, learned, relative in _FITS
     ]
     outcomes = side_by_side(learn, jobs, options, again=outcome_of)
     first = outcomes[0]
