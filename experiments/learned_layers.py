@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ Images = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 COLUMNS = {
     "model": ("model", "{}"),
     "inference": ("inference", "{}"),
+    "relative": ("dense", "{:g}"),
     "layer": ("layer", "{}"),
     "pathway": ("pathway", "{}"),
     "accuracy": ("accuracy", "{:.3f}"),
@@ -55,15 +57,16 @@ class Job(NamedTuple):
     """One fit.
 
     Attributes:
-        model: the net.
-        learned: whether its strengths are learned by evidence; else it is a MAP at the strengths it starts with.
+        model: the net, with the strengths that it starts with.
+        learned: whether strengths are learned by evidence; else they stay, and the fit is a MAP.
         data: a function without arguments that gives the images; predictions are compared over the transforms. It is called
             where the fit runs.
         steps: steps of the fit.
         seed: of the fit.
-        wide: for a MAP, how many times wider than at the start of the learned nets its prior is; the first weights are the
-            same, and so are the steps.
+        batch: images per step.
         objective: the curvature of the evidence that moves the strengths; see `Laplace`.
+
+    A net with a wider prior (`LadderClassifier.scale`) starts at the same weights, and its steps are as long.
     """
 
     model: LadderClassifier
@@ -71,7 +74,7 @@ class Job(NamedTuple):
     data: Callable[[], Images]
     steps: int
     seed: int
-    wide: float = 1.0
+    batch: int = 100
     objective: str = "kfac_reduce"
 
 
@@ -95,20 +98,22 @@ class Outcome:
 
 
 def _scheme(job: Job) -> Laplace | MAP:
-    optimizer = optax.adam(optax.cosine_decay_schedule(0.02 / job.wide, job.steps, 0.05))
+    start = math.sqrt(2) / job.model.scale
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.02 * start, job.steps, 0.05))
     if not job.learned:
-        return MAP(optimizer, whiten=True, start=1 / job.wide)
+        return MAP(optimizer, whiten=True, start=start)
     # KFAC's numbers are worked out in a moment, those of the dual form are not: fewer updates, each going farther
     exact = job.objective == "dual"
     return Laplace(
         optimizer,
         optimise=("strength",),
         hyper_optimizer=optax.adam(0.1 if exact else 0.05, b1=0.0),
-        burn_in=max(1, job.steps // (5 if exact else 10)),
+        burn_in=max(1, job.steps // 5),
         refresh=max(1, job.steps // (14 if exact else 40)),
         hyper_steps=5,
         trust=0.5 if exact else 0.25,
         whiten=True,
+        start=start,
         objective=job.objective,
         correction="seen" if exact else None,
         probes=_COLUMNS if exact else 2,
@@ -119,7 +124,7 @@ def _scheme(job: Job) -> Laplace | MAP:
 def learn(job: Job) -> Outcome:
     """Fits the net and scores its mode."""
     x, y, x_test, y_test, transforms = job.data()
-    model = replace(job.model, scale=job.wide * job.model.scale, learned=job.learned)
+    model = replace(job.model, learned=job.learned)
     problem, spec = Problem(model), model.spec
     history: list[tuple[int, PathwayShares]] = []
 
@@ -135,7 +140,7 @@ def learn(job: Job) -> Outcome:
             x,
             y,
             num_steps=job.steps,
-            batch_size=min(100, len(x)),
+            batch_size=min(job.batch, len(x)),
             callbacks=(watch,) if job.learned else (),
             progress=False,
         )
@@ -148,7 +153,9 @@ def learn(job: Job) -> Outcome:
     labels = by_transform.argmax(axis=-1)
     scores: dict[str, Any] = {
         "model": job.model.variant,
-        "inference": "evidence" if job.learned else "map" if job.wide == 1 else "map-wide",
+        "inference": "evidence" if job.learned else "map",
+        "scale": model.scale,
+        "relative": model.relative,
         "accuracy": quality.accuracy,
         "accuracy_se": quality.accuracy_se,
         "nll": quality.nll,

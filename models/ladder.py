@@ -40,30 +40,31 @@ __all__ = ["VARIANTS", "LadderClassifier", "ladder_spec"]
 
 
 class Block(NamedTuple):
-    """One layer of the ladder: channels in and out (per copy, in a net over a group), input side, stride; whether it lifts."""
+    """One layer of the ladder: channels in and out (per copy, over a group), input side, stride; whether it lifts; pixels averaged."""
 
     inputs: int
     outputs: int
     side: int
     stride: int
     lifts: bool
+    smooth: int
 
 
 _CHANNELS = {16: (1, 2, 2, 4, 4, 8), 32: (1, 2, 2, 4, 4, 8, 8, 16)}  # of the blocks' outputs, in widths
 _STRIDES = {16: (1, 2, 1, 2, 2, 2), 32: (1, 2, 1, 2, 1, 2, 2, 2)}
 
 
-def _blocks(image: int, inputs: int, width: int) -> list[Block]:
+def _blocks(image: int, inputs: int, width: int, smooth: int) -> list[Block]:
     found: list[Block] = []
     side = image
     for factor, stride in zip(_CHANNELS[image], _STRIDES[image], strict=True):
-        found.append(Block(inputs, factor * width, side, stride, not found))
+        found.append(Block(inputs, factor * width, side, stride, not found, smooth))
         inputs, side = factor * width, side // stride
     return found
 
 
 def _subsampled(layer: Layer, block: Block) -> Layer:
-    return layer if block.stride == 1 else Sequential((layer, Polyphase(block.stride)))
+    return layer if block.stride == 1 else Sequential((layer, Polyphase(block.stride, smooth=block.smooth)))
 
 
 def _conv(block: Block) -> Layer:
@@ -118,7 +119,16 @@ MIXED: dict[str, Callable[[Block], Layer]] = {
 """The pathways of the variant ``"mixed"``, nested as linear maps: those that commute with turns, with shifts, with neither."""
 
 
-def ladder_spec(variant: str = "f_both", image: int = 16, inputs: int = 1, classes: int = 10, width: int = 4) -> Sequential:
+def ladder_spec(
+    variant: str = "f_both",
+    image: int = 16,
+    inputs: int = 1,
+    classes: int = 10,
+    width: int = 4,
+    *,
+    activation: str = "relu",
+    smooth: int = 1,
+) -> Sequential:
     """The net of van der Ouderaa et al. 2023: residual layers with ReLU down to one pixel, and a head of two dense layers.
 
     Convolutions are 3x3 with circular padding, and subsample by `Polyphase`: a net of convolutions alone does not see circular
@@ -131,19 +141,21 @@ def ladder_spec(variant: str = "f_both", image: int = 16, inputs: int = 1, class
         inputs: channels of the images.
         classes: number of labels.
         width: channels of the first layer; the last has 8 (16 for images of 32) times as many.
+        activation: in place of the ReLU; see `Activation`.
+        smooth: pixels that are averaged before maps are subsampled; see `Polyphase`.
     """
     if variant not in VARIANTS and variant != "mixed":
         raise OptionError(f"unknown variant {variant!r} of the ladder: choose one of {', '.join(VARIANTS)}, mixed")
     if image not in _CHANNELS:
         raise OptionError(f"the ladder takes images of 16 x 16 or 32 x 32 pixels, got {image}: pad or resize them")
     layers: list[Layer] = []
-    for block in _blocks(image, inputs, width):
+    for block in _blocks(image, inputs, width, smooth):
         makers = MIXED if variant == "mixed" else VARIANTS[variant]
-        layers += [Residual({name: make(block) for name, make in makers.items()}), Activation("relu")]
+        layers += [Residual({name: make(block) for name, make in makers.items()}), Activation(activation)]
     if variant == "mixed":
         layers.append(GroupPool(_TURNS))
     last = _CHANNELS[image][-1] * width
-    return Sequential((*layers, Flatten(), Dense(last, 4 * last), Activation("relu"), Dense(4 * last, classes)))
+    return Sequential((*layers, Flatten(), Dense(last, 4 * last), Activation(activation), Dense(4 * last, classes)))
 
 
 @dataclass(frozen=True)
@@ -165,9 +177,12 @@ class LadderClassifier:
         learned: whether strengths are a site; if not, they stay as they start.
         relative: strength of each pathway of a layer at the start, relative to the one before it, which has more symmetry
             (group, conv, full). Below 1, layers start near the symmetry and leave it where the data ask for that.
-        anchored: whether all layers share one total strength, so that ``strength`` says how it is divided within layers and how
-            large it is. The evidence knows the totals of successive ReLU layers by their product alone, and online updates
-            let them drift apart without end (docs/decisions.md).
+        totals: of the strengths of a layer (roots of sums of squares). ``"free"``; ``"shared"``, all layers have one, so that
+            ``strength`` says how it is divided within layers and how large it is; or ``"held"``, they stay at `scale`, and it
+            says the division alone. The evidence knows the totals of successive ReLU layers by their product alone, and online
+            updates let them drift apart without end (docs/decisions.md).
+        activation: in place of the ReLU; see `ladder_spec`.
+        smooth: pixels that are averaged before maps are subsampled; see `ladder_spec`.
     """
 
     variant: str = "f_both"
@@ -178,9 +193,13 @@ class LadderClassifier:
     scale: float = math.sqrt(2)
     learned: bool = True
     relative: float = 1.0
-    anchored: bool = False
+    totals: str = "free"
+    activation: str = "relu"
+    smooth: int = 1
 
     def __post_init__(self) -> None:
+        if self.totals not in ("free", "shared", "held"):
+            raise OptionError(f"totals must be 'free', 'shared' or 'held', got {self.totals!r}")
         if not self.relative > 0:
             raise OptionError(
                 f"relative is the ratio of strengths at the start, so it must be positive, got {self.relative}: a pathway that starts "
@@ -190,7 +209,8 @@ class LadderClassifier:
     @property
     def spec(self) -> Sequential:
         """The net."""
-        return ladder_spec(self.variant, self.image, self.inputs, self.classes, self.width)
+        sizes = (self.image, self.inputs, self.classes, self.width)
+        return ladder_spec(self.variant, *sizes, activation=self.activation, smooth=self.smooth)
 
     def start(self) -> tuple[float, ...]:
         """The strengths at the start, by pathway; their squares add up to scale^2 in every layer."""
@@ -200,17 +220,18 @@ class LadderClassifier:
         return tuple(self.scale * ratio / total[layer] for ratio, layer in zip(ratios, layers, strict=True))
 
     def strengths(self, strength: jax.Array) -> jax.Array:
-        """The strengths by pathway that a value of the site means: itself, or anchored, (pathways,).
+        """The strengths by pathway that a value of the site means: itself, or with the totals that it should have, (pathways,).
 
-        Then every layer has the total (the root of the sum of squares) that is the geometric mean of all layers' totals.
+        Where they are shared, every layer has the geometric mean of all layers' totals.
         """
-        if not self.anchored:
+        if self.totals == "free":
             return strength
         names = [pathway.layer for pathway in pathways(self.spec)]
         layers = list(dict.fromkeys(names))
         where = jnp.asarray([layers.index(name) for name in names])
         squares = jax.ops.segment_sum(strength**2, where, len(layers))
-        return strength * jnp.exp(jnp.log(squares).mean() / 2) / jnp.sqrt(squares)[where]
+        total = self.scale if self.totals == "held" else jnp.exp(jnp.log(squares).mean() / 2)
+        return strength * total / jnp.sqrt(squares)[where]
 
     def __call__(self, x: jax.Array, y: jax.Array | None = None) -> None:
         """The model: sites ``strength`` and ``y``, weights ``net.*``."""

@@ -14,6 +14,7 @@ from bayes_sym.diagnostics import equivariance_error_from_draws
 from bayes_sym.experiments import Options, capacity, rings, rotated_shapes, sinusoids
 from bayes_sym.experiments.augmented import learn
 from bayes_sym.experiments.orbit_expansion import ORBIT_EXPANSION
+from bayes_sym.experiments.quadrant import QUADRANT
 from bayes_sym.experiments.rotated_evidence import learn_by_evidence
 from bayes_sym.experiments.rotated_posterior import learn_posterior
 from bayes_sym.inference import compare, fit, predict
@@ -224,3 +225,22 @@ def test_more_copies_are_more_invariant(width, depth):
         found[copies] = np.median([row["invariance"] for row in rows])
     print(found)
     assert found[1] <= found[4] <= found[10] + 0.02
+
+
+# Layers that learn to be convolutions
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_learned_layers_share_over_the_quadrants_and_break_it_where_they_are_asked_for(seed):
+    found = {}
+    for task in ("digit", "quadrant"):
+        for row in QUADRANT.run(Options(seed=seed, task=task, progress=False)).rows:
+            if "accuracy" in row:
+                print(task, seed, {k: row[k] for k in ("model", "inference", "relative", "accuracy", "nll", "agreement")})
+                found[task, row["model"], row["inference"]] = row
+    digit, quadrant = found["digit", "f_both", "evidence"], found["quadrant", "f_both", "evidence"]
+    assert digit["agreement"] > found["digit", "fc", "map"]["agreement"]
+    assert quadrant["accuracy"] > 0.85 * digit["accuracy"]
+    assert found["quadrant", "conv", "evidence"]["accuracy"] <= 0.32

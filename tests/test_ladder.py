@@ -123,6 +123,22 @@ def test_polyphase_follows_shifts_of_each_image_by_itself(x64, choose, component
     assert np.array_equal(Polyphase(1).apply({}, x), x)
 
 
+@pytest.mark.parametrize(("smooth", "window"), [(2, {0: 1 / 2, 1: 1 / 2}), (3, {-1: 1 / 4, 0: 1 / 2, 1: 1 / 4})])
+def test_smooth_polyphase_cuts_the_map_of_means(x64, smooth, window):
+    x = jnp.asarray(numbers(3, 8, 6, 2))
+    band = {n: sum(weight * np.roll(np.eye(n), shift, 1) for shift, weight in window.items()) for n in (8, 6)}
+    smoothed = np.einsum("ab,cd,nbde->nace", band[8], band[6], x)
+    polyphase = Polyphase(2, smooth=smooth)
+    pooled = polyphase.apply({}, x)
+    assert np.abs(pooled - Polyphase(2).apply({}, jnp.asarray(smoothed))).max() < 1e-12
+    for k in range(4):  # it commutes with turns and shifts, up to a shift of what is kept
+        moved = polyphase.apply({}, jnp.roll(jnp.rot90(x, k, (1, 2)), (1, 2), (1, 2)))
+        for n in range(3):
+            turned = jnp.rot90(pooled[n], k)
+            rolls = [jnp.roll(turned, (a, b), (0, 1)) for a in range(turned.shape[0]) for b in range(turned.shape[1])]
+            assert min(float(np.abs(moved[n] - r).max()) for r in rolls) < 1e-12
+
+
 def test_what_dense_maps_and_polyphase_refuse():
     x = jnp.zeros((1, 4, 4, 2))
     with pytest.raises(ShapeError, match=r"takes feature maps \(batch, 3, 4, 2 channels\), got an array of shape \(1, 4, 4, 2\)"):
@@ -135,6 +151,10 @@ def test_what_dense_maps_and_polyphase_refuse():
         Polyphase(0)
     with pytest.raises(OptionError, match="choose must be 'energy' or 'max', got 'mean'"):
         Polyphase(2, "mean")
+    with pytest.raises(OptionError, match="1, 2 or 3, got 4"):
+        Polyphase(2, smooth=4)
+    with pytest.raises(GroupActionError, match="smooth by 3 pixels"):
+        Polyphase(2, smooth=2).representations(Field.of(representations.image(C4, (4, 4)), 1), iter([]))
     action = representations.image(C4, (4, 4))
     with pytest.raises(GroupActionError, match=r"maps of \(2, 2\) pixels"):
         Factored(1, 1, (2, 2)).representations(Field.of(action, 1), iter([]))
@@ -180,8 +200,8 @@ def test_every_variant_is_a_model_whose_pathways_have_strengths(variant):
 def test_a_net_of_convolutions_does_not_see_shifts_and_others_do(x64):
     x = jnp.asarray(numbers(2, 16, 16, 1))
     shifts = [(8, 0), (0, 8), (8, 8), (1, 0), (3, 7)]
-    for variant in ("conv", "s_conv", "f_both"):
-        spec = ladder_spec(variant, 16, 1, 4, 2)
+    for variant, options in (("conv", {}), ("conv", {"activation": "silu", "smooth": 2}), ("s_conv", {}), ("f_both", {})):
+        spec = ladder_spec(variant, 16, 1, 4, 2, **options)
         w = {s.name: jnp.asarray(numbers(*s.shape, seed=i) / math.sqrt(s.fan_in)) for i, s in enumerate(spec.sites())}
         apply = jax.jit(lambda x, w=w, spec=spec: spec.apply(w, x))
         out = apply(x)
@@ -301,8 +321,8 @@ def test_what_shares_refuse():
         plot_pathway_shares([])
 
 
-def test_anchored_strengths_share_one_total_and_divide_it_within_layers():
-    model = LadderClassifier("f_both", 16, 1, 10, 1, anchored=True)
+def test_strengths_with_shared_or_held_totals_divide_them_within_layers():
+    model = LadderClassifier("f_both", 16, 1, 10, 1, totals="shared")
     names = [pathway.layer for pathway in pathways(model.spec)]
     strength = jnp.asarray(np.exp(numbers(len(names))))
     found = np.asarray(model.strengths(strength))
@@ -314,8 +334,13 @@ def test_anchored_strengths_share_one_total_and_divide_it_within_layers():
     # what it leaves out: one layer larger and the next smaller by the same factor is the same prior
     factor = jnp.asarray([3.0 if n == names[0] else 1 / 3 if n == names[2] else 1.0 for n in names])
     assert np.allclose(model.strengths(strength * factor), found, rtol=1e-5)
+    held = LadderClassifier("f_both", 16, 1, 10, 1, scale=3.0, totals="held")
+    assert np.allclose(held.strengths(strength), found * 3 / mean, rtol=1e-5)
+    assert np.allclose(held.strengths(strength * factor), held.strengths(strength), rtol=1e-5)
     plain = LadderClassifier("f_both", 16, 1, 10, 1)
     assert np.array_equal(plain.strengths(strength), strength)
+    with pytest.raises(OptionError, match="'free', 'shared' or 'held', got 'tied'"):
+        LadderClassifier(totals="tied")
 
 
 def test_at_a_mode_every_layer_of_a_relu_net_has_the_same_scatter():

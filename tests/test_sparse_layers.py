@@ -6,11 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
+import numpyro.distributions as dist
+import optax
 import pytest
 
 from bayes_sym import groups, representations
 from bayes_sym.diagnostics import check_equivariance
 from bayes_sym.errors import GroupActionError, OptionError, ShapeError
+from bayes_sym.inference import Laplace, Problem, fit, log_evidence
 from bayes_sym.layers import Conv, Dense, Field, Role, random_module
 from bayes_sym.layers.factored import Factored
 from bayes_sym.layers.interpolation import Interpolation
@@ -487,3 +490,52 @@ def test_tapped_pre_activations_are_inputs_times_anchor_values(x64):
 def test_errors(build, error, message):
     with pytest.raises(error, match=message):
         build()
+
+
+def test_the_evidence_learns_the_lengthscale_of_filters(x64):
+    """A linear model, so its evidence is that of a Gaussian: y ~ N(0, s^2 Phi Phi' + noise^2), Phi from filters of unit values."""
+    layer = SparseConv(1, 2, 5, 9, lengthscale=0.6, learn_lengthscale=True, bias=False)
+    strength, noise = 1.0, 0.3
+    x, truth = numbers(12, 6, 6, 1), weights_of(layer)
+    y = layer.apply({**truth, "lengthscale": jnp.asarray(1.5)}, jnp.asarray(x))
+    y = np.asarray(y) + noise * numbers(*y.shape, seed=9)
+
+    def model(x, y=None):
+        net = random_module("net", layer, prior=IndependentScales(strength))
+        mean = net(x)
+        with numpyro.plate("data", x.shape[0]):
+            numpyro.sample("y", dist.Normal(mean, noise).to_event(3), obs=y)
+
+    scale = strength / np.sqrt(next(site.fan_in for site in layer.sites() if site.name == "weight"))
+    units = jnp.eye(truth["weight"].size).reshape(-1, *truth["weight"].shape)
+
+    @jax.jit
+    def closed_form(lengthscale):
+        phi = jax.vmap(lambda w: layer.apply({"weight": w, "lengthscale": lengthscale}, jnp.asarray(x)).ravel())(units).T
+        precision = phi.T @ phi / noise**2 + jnp.eye(phi.shape[1]) / scale**2
+        mode = jnp.linalg.solve(precision, phi.T @ y.ravel() / noise**2)
+        log_det = jnp.linalg.slogdet(precision * scale**2)[1]
+        fit = ((y.ravel() - phi @ mode) ** 2).sum() / noise**2 + (mode**2).sum() / scale**2
+        value = -(fit + log_det + y.size * jnp.log(2 * jnp.pi * noise**2)) / 2
+        return value, mode.reshape(truth["weight"].shape)
+
+    problem = Problem(model)
+
+    def evidence(lengthscale, mode):
+        params = {"net.weight": mode, "net.lengthscale": lengthscale}
+        found = log_evidence(problem, params, jnp.asarray(x), jnp.asarray(y), optimise=("net.lengthscale",), curvature="full")
+        return found.value
+
+    start = jnp.asarray(0.8)
+    value, mode = closed_form(start)
+    found, slope = jax.value_and_grad(evidence)(start, mode)
+    assert float(found) == pytest.approx(float(value), rel=1e-9)
+    steps = [float(closed_form(start + h)[0]) for h in (-1e-4, 1e-4)]
+    assert float(slope) == pytest.approx((steps[1] - steps[0]) / 2e-4, rel=1e-5)
+    assert float(slope) > 10  # it asks for smoother filters
+
+    scheme = Laplace(optax.adam(0.05), optimise=("net.lengthscale",), curvature="full", burn_in=100, refresh=50)
+    learned = fit(problem, scheme, jax.random.key(0), jnp.asarray(x), jnp.asarray(y), num_steps=600, progress=False)
+    best = max(np.arange(0.4, 3.0, 0.02), key=lambda length: float(closed_form(length)[0]))
+    assert float(jnp.exp(learned.posterior.mean["net.lengthscale"])) == pytest.approx(best, abs=0.03)
+    assert abs(best - 1.5) < 0.3

@@ -31,14 +31,21 @@ class Polyphase(Layer):
         choose: ``"energy"`` takes the component with the largest sum of max(x, 0)^2 over pixels and channels: what a
             ReLU lets through. ``"max"`` takes the one that holds the largest entry, as published with residual
             pathways; one entry decides less reliably (docs/decisions.md).
+        smooth: pixels along either axis whose mean, wrapping around, each pixel takes first, so that what lies between the samples
+            is not lost (Zhang 2019, "Making convolutional networks shift-invariant again"): 1, 2, or 3 with the weights
+            (1, 2, 1)/4. Means of two lie between pixels: turned, they are those of the turned map a pixel further on, which
+            is one more shift.
     """
 
     stride: int = 2
     choose: str = "energy"
+    smooth: int = 1
 
     def __post_init__(self) -> None:
         if self.choose not in ("energy", "max"):
             raise OptionError(f"choose must be 'energy' or 'max', got {self.choose!r}")
+        if self.smooth not in (1, 2, 3):
+            raise OptionError(f"smooth is the number of pixels to average, 1, 2 or 3, got {self.smooth!r}")
         if self.stride < 1:
             raise OptionError(f"the stride of Polyphase must be at least 1, got {self.stride}")
 
@@ -56,6 +63,11 @@ class Polyphase(Layer):
             )
         if s == 1:
             return x
+        for axis in (1, 2):
+            if self.smooth > 1:
+                x = (x + jnp.roll(x, -1, axis)) / 2
+            if self.smooth > 2:
+                x = (x + jnp.roll(x, 1, axis)) / 2
         batch, height, width, channels = x.shape
         pixels = np.arange(height * width).reshape(height // s, s, width // s, s).transpose(1, 3, 0, 2)
         components = jnp.take(x.reshape(batch, -1, channels), pixels.reshape(-1), axis=1, mode="clip")
@@ -74,6 +86,10 @@ class Polyphase(Layer):
             raise GroupActionError(f"Polyphase({self.stride}) needs sides that {self.stride} divides, got {field.grid}")
         if not field.channels.is_permutation:
             raise GroupActionError(f"the choice of a component commutes with permutations of channels only, got {field.channels}")
+        if self.smooth == 2:
+            raise GroupActionError(
+                "means of two pixels commute with turns and mirrors up to a shift only: smooth by 3 pixels, or not at all"
+            )
         return {}, Field(field.channels, tuple(n // self.stride for n in field.grid))
 
     def stages(self) -> tuple[Stage, ...]:
