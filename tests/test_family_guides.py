@@ -9,6 +9,7 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
+import scipy.special
 import scipy.stats
 from numpyro.infer import SVI, Predictive, Trace_ELBO
 
@@ -29,6 +30,7 @@ from bayes_sym.inference import (
     Problem,
     as_guide,
 )
+from bayes_sym.inference.families.log_gamma import log_gamma
 from bayes_sym.priors import SoftEquivariantNormal
 
 
@@ -217,3 +219,16 @@ def test_draws_stay_inside_their_supports_in_float32():
 
     for leaf in jax.tree.leaves(draw(small)):
         assert np.isfinite(leaf).all()
+
+
+@pytest.mark.parametrize("shape", [0.007, 0.05, 0.8, 3.0])
+def test_logarithms_of_gamma_draws_have_the_derivative_of_their_quantile(shape, x64):
+    a = jnp.full(40, shape)
+    draws, slopes = jax.jvp(lambda a: log_gamma(KEY, a), (a,), (jnp.ones(40),))
+    seen = np.asarray(draws) > -600  # smaller ones have no distribution function in float64
+    assert seen.sum() > 30 and (shape > 0.1 or (draws < -30).any())
+    level = scipy.special.gammainc(shape, np.exp(draws))
+    step = 1e-5 * shape
+    above, below = (np.log(scipy.special.gammaincinv(shape + h, level)) for h in (step, -step))
+    np.testing.assert_allclose(slopes[seen], ((above - below) / (2 * step))[seen], rtol=1e-5)
+    assert np.isfinite(slopes).all()

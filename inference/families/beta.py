@@ -15,6 +15,7 @@ from bayes_sym.errors import OptionError
 from ..blocks import Layout
 from .factorised import FactorisedExponential, by_site
 from .family import Moments, Values
+from .log_gamma import log_gamma
 
 
 __all__ = ["Beta", "BetaParams"]
@@ -56,8 +57,8 @@ class Beta(FactorisedExponential):
         """From two Gamma draws in log space, differentiable in both parameters; kept off 0 and 1 by the precision of the type."""
         layout = Layout.of(params.log_a)
         first, second = jax.random.split(noise)
-        a = jax.random.loggamma(first, jnp.exp(layout.flatten(params.log_a)))
-        b = jax.random.loggamma(second, jnp.exp(layout.flatten(params.log_b)))
+        a = log_gamma(first, jnp.exp(layout.flatten(params.log_a)))
+        b = log_gamma(second, jnp.exp(layout.flatten(params.log_b)))
         most = -math.log(jnp.finfo(a.dtype).eps)
         return layout.unflatten(jax.nn.sigmoid(jnp.clip(a - b, -most, most)))
 

@@ -15,6 +15,7 @@ from bayes_sym.errors import OptionError
 from ..blocks import Layout
 from .factorised import FactorisedExponential, by_site
 from .family import Moments, Values
+from .log_gamma import log_gamma
 
 
 __all__ = ["Gamma", "GammaParams"]
@@ -55,8 +56,9 @@ class Gamma(FactorisedExponential):
     def sample(self, params: GammaParams, noise: jax.Array) -> Values:
         """Differentiable in both parameters (implicit reparametrisation), and above zero also where a small shape underflows."""
         layout = Layout.of(params.log_shape)
-        draws = jax.random.loggamma(noise, jnp.exp(layout.flatten(params.log_shape))) - layout.flatten(params.log_rate)
-        return layout.unflatten(jnp.exp(jnp.maximum(draws, math.log(jnp.finfo(draws.dtype).tiny))))
+        draws = log_gamma(noise, jnp.exp(layout.flatten(params.log_shape))) - layout.flatten(params.log_rate)
+        least = math.log(2 * jnp.finfo(draws.dtype).tiny)  # what is smaller than tiny may count as zero
+        return layout.unflatten(jnp.exp(jnp.maximum(draws, least)))
 
     def moments(self, params: GammaParams) -> Moments:
         """a/b and a/b^2."""
