@@ -18,8 +18,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
-import numpyro.distributions as dist
 import optax
 
 from bayes_sym import datasets
@@ -27,7 +25,7 @@ from bayes_sym.errors import CollapseWarning
 from bayes_sym.inference import Laplace, Problem, Progress, fit, log_evidence
 from bayes_sym.inference.intervals import interval_over
 from bayes_sym.inference.posterior import GaussianPosterior
-from bayes_sym.layers import Activation, Augment, Dense, Selection, Sequential, Site, random_module
+from bayes_sym.layers import Activation, Augment, Dense, Selection, Sequential
 from bayes_sym.transforms import Transform, signed
 
 from .augmented import COLUMNS as SHARED_COLUMNS
@@ -35,6 +33,7 @@ from .augmented import Data, score_rows
 from .experiment import Experiment, Options
 from .figures import plot_ranges
 from .findings import Findings
+from .scaled_layers import classify
 from .side_by_side import side_by_side
 
 
@@ -96,15 +95,8 @@ class RingModel:
         return Augment(net, (Selection((Turn(),)),), copies=self.copies) if self.copies else net
 
     def __call__(self, x: jax.Array, y: jax.Array | None = None) -> None:
-        """Sites ``scale`` (2,), of the weights of each layer, and those of the net."""
-        scale = numpyro.sample("scale", dist.LogNormal(jnp.zeros(2), 1.0).to_event(1))
-
-        def prior(site: Site) -> dist.Distribution:
-            return dist.Normal(0.0, scale[int(not site.name.startswith("0."))]).expand(site.shape).to_event(len(site.shape))
-
-        net = random_module("net", self.spec, prior=prior)
-        with numpyro.plate("data", x.shape[0]):
-            numpyro.sample("y", dist.Categorical(logits=net(x)), obs=y)
+        """See `classify`."""
+        classify(self.spec, "0.", x, y)
 
 
 @cache

@@ -9,17 +9,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
-import numpyro.distributions as dist
 import optax
 
 from bayes_sym import datasets
 from bayes_sym.inference import Laplace, Problem, Progress, fit
-from bayes_sym.layers import Activation, Augment, Dense, Flatten, Selection, Sequential, Site, random_module
+from bayes_sym.layers import Activation, Augment, Dense, Flatten, Selection, Sequential
 from bayes_sym.transforms import Rotate, Scale, ShearX, Stretch, TranslateX, TranslateY
 
 from .augmented import Data, Outcome, score_rows
 from .experiment import Options
+from .scaled_layers import classify
 
 
 __all__ = ["EvidenceModel", "learn_by_evidence"]
@@ -47,15 +46,8 @@ class EvidenceModel:
         return Augment(net, (Selection(_OPERATIONS),), copies=self.copies)
 
     def __call__(self, x: jax.Array, y: jax.Array | None = None) -> None:
-        """Sites ``scale`` (2,), of the weights of each layer, and those of the net."""
-        scale = numpyro.sample("scale", dist.LogNormal(jnp.zeros(2), 1.0).to_event(1))
-
-        def prior(site: Site) -> dist.Distribution:
-            return dist.Normal(0.0, scale[int(not site.name.startswith("1."))]).expand(site.shape).to_event(len(site.shape))
-
-        net = random_module("net", self.spec, prior=prior)
-        with numpyro.plate("data", x.shape[0]):
-            numpyro.sample("y", dist.Categorical(logits=net(x)), obs=y)
+        """See `classify`."""
+        classify(self.spec, "1.", x, y)
 
 
 @cache
