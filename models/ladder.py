@@ -40,7 +40,7 @@ __all__ = ["VARIANTS", "LadderClassifier", "ladder_spec"]
 
 
 class Block(NamedTuple):
-    """One layer of the ladder: channels in and out (per copy, over a group), input side, stride; whether it lifts; pixels averaged."""
+    """One layer of the ladder: channels in and out (per copy, over a group), input side, stride; whether it lifts; how it subsamples."""
 
     inputs: int
     outputs: int
@@ -48,23 +48,24 @@ class Block(NamedTuple):
     stride: int
     lifts: bool
     smooth: int
+    choose: str
 
 
 _CHANNELS = {16: (1, 2, 2, 4, 4, 8), 32: (1, 2, 2, 4, 4, 8, 8, 16)}  # of the blocks' outputs, in widths
 _STRIDES = {16: (1, 2, 1, 2, 2, 2), 32: (1, 2, 1, 2, 1, 2, 2, 2)}
 
 
-def _blocks(image: int, inputs: int, width: int, smooth: int) -> list[Block]:
+def _blocks(image: int, inputs: int, width: int, smooth: int, choose: str) -> list[Block]:
     found: list[Block] = []
     side = image
     for factor, stride in zip(_CHANNELS[image], _STRIDES[image], strict=True):
-        found.append(Block(inputs, factor * width, side, stride, not found, smooth))
+        found.append(Block(inputs, factor * width, side, stride, not found, smooth, choose))
         inputs, side = factor * width, side // stride
     return found
 
 
 def _subsampled(layer: Layer, block: Block) -> Layer:
-    return layer if block.stride == 1 else Sequential((layer, Polyphase(block.stride, smooth=block.smooth)))
+    return layer if block.stride == 1 else Sequential((layer, Polyphase(block.stride, block.choose, block.smooth)))
 
 
 def _conv(block: Block) -> Layer:
@@ -128,6 +129,7 @@ def ladder_spec(
     *,
     activation: str = "relu",
     smooth: int = 1,
+    choose: str = "energy",
 ) -> Sequential:
     """The net of van der Ouderaa et al. 2023: residual layers with ReLU down to one pixel, and a head of two dense layers.
 
@@ -143,13 +145,14 @@ def ladder_spec(
         width: channels of the first layer; the last has 8 (16 for images of 32) times as many.
         activation: in place of the ReLU; see `Activation`.
         smooth: pixels that are averaged before maps are subsampled; see `Polyphase`.
+        choose: what chooses the samples that are kept; see `Polyphase`.
     """
     if variant not in VARIANTS and variant != "mixed":
         raise OptionError(f"unknown variant {variant!r} of the ladder: choose one of {', '.join(VARIANTS)}, mixed")
     if image not in _CHANNELS:
         raise OptionError(f"the ladder takes images of 16 x 16 or 32 x 32 pixels, got {image}: pad or resize them")
     layers: list[Layer] = []
-    for block in _blocks(image, inputs, width, smooth):
+    for block in _blocks(image, inputs, width, smooth, choose):
         makers = MIXED if variant == "mixed" else VARIANTS[variant]
         layers += [Residual({name: make(block) for name, make in makers.items()}), Activation(activation)]
     if variant == "mixed":
@@ -183,6 +186,7 @@ class LadderClassifier:
             updates let them drift apart without end (docs/decisions.md).
         activation: in place of the ReLU; see `ladder_spec`.
         smooth: pixels that are averaged before maps are subsampled; see `ladder_spec`.
+        choose: what chooses the samples that are kept; see `ladder_spec`.
     """
 
     variant: str = "f_both"
@@ -196,6 +200,7 @@ class LadderClassifier:
     totals: str = "free"
     activation: str = "relu"
     smooth: int = 1
+    choose: str = "energy"
 
     def __post_init__(self) -> None:
         if self.totals not in ("free", "shared", "held"):
@@ -210,7 +215,7 @@ class LadderClassifier:
     def spec(self) -> Sequential:
         """The net."""
         sizes = (self.image, self.inputs, self.classes, self.width)
-        return ladder_spec(self.variant, *sizes, activation=self.activation, smooth=self.smooth)
+        return ladder_spec(self.variant, *sizes, activation=self.activation, smooth=self.smooth, choose=self.choose)
 
     def start(self) -> tuple[float, ...]:
         """The strengths at the start, by pathway; their squares add up to scale^2 in every layer."""

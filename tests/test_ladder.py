@@ -103,7 +103,19 @@ def largest_energy(x):  # which component a ReLU lets most through of
     return max(energies, key=energies.__getitem__)
 
 
-@pytest.mark.parametrize(("choose", "component"), [("energy", largest_energy), ("max", largest_entry)])
+def at_the_centroid(x):  # that of the pixel where the energy's centre of mass on the circle lies
+    energy = np.square(np.maximum(x, 0)).sum(axis=-1)
+    found = []
+    for along in (energy.sum(axis=1), energy.sum(axis=0)):
+        n = len(along)
+        angle = np.angle(sum(along[u] * np.exp(2j * np.pi * u / n) for u in range(n)))
+        found.append(int(np.floor(angle * n / (2 * np.pi) + 0.25)) % 2)
+    return tuple(found)
+
+
+@pytest.mark.parametrize(
+    ("choose", "component"), [("energy", largest_energy), ("max", largest_entry), ("centroid", at_the_centroid)]
+)
 def test_polyphase_follows_shifts_of_each_image_by_itself(x64, choose, component):
     x = jnp.asarray(numbers(5, 8, 6, 3))
     polyphase = Polyphase(2, choose)
@@ -121,6 +133,17 @@ def test_polyphase_follows_shifts_of_each_image_by_itself(x64, choose, component
     gradient = jax.grad(lambda x: polyphase.apply({}, x).sum())(x)
     assert set(np.unique(gradient)) == {0.0, 1.0}
     assert np.array_equal(Polyphase(1).apply({}, x), x)
+
+
+def test_the_centroid_of_a_blob_chooses_its_sample_and_two_pixels_are_told_apart(x64):
+    blob = jnp.zeros((1, 8, 8, 1)).at[0, 3, 6, 0].set(5.0).at[0, 3, 5, 0].set(1.0)  # at 5.96 or so along the second axis
+    pooled = Polyphase(2, "centroid").apply({}, blob)
+    assert np.array_equal(pooled, blob[:, 1::2, 0::2])
+    pairs = jnp.asarray(numbers(50, 2, 2, 1)) ** 2
+    kept = Polyphase(2, "centroid").apply({}, pairs)[:, 0, 0, 0]
+    for x, value in zip(np.asarray(pairs[..., 0]), kept, strict=True):
+        rows, columns = np.square(x).sum(axis=1), np.square(x).sum(axis=0)
+        assert value == x[rows.argmax(), columns.argmax()]
 
 
 @pytest.mark.parametrize(("smooth", "window"), [(2, {0: 1 / 2, 1: 1 / 2}), (3, {-1: 1 / 4, 0: 1 / 2, 1: 1 / 4})])
@@ -149,12 +172,14 @@ def test_what_dense_maps_and_polyphase_refuse():
         Polyphase(3).apply({}, x)
     with pytest.raises(OptionError, match="at least 1"):
         Polyphase(0)
-    with pytest.raises(OptionError, match="choose must be 'energy' or 'max', got 'mean'"):
+    with pytest.raises(OptionError, match="choose must be 'energy', 'max' or 'centroid', got 'mean'"):
         Polyphase(2, "mean")
     with pytest.raises(OptionError, match="1, 2 or 3, got 4"):
         Polyphase(2, smooth=4)
     with pytest.raises(GroupActionError, match="smooth by 3 pixels"):
         Polyphase(2, smooth=2).representations(Field.of(representations.image(C4, (4, 4)), 1), iter([]))
+    with pytest.raises(GroupActionError, match="choose by 'energy'"):
+        Polyphase(2, "centroid").representations(Field.of(representations.image(C4, (4, 4)), 1), iter([]))
     action = representations.image(C4, (4, 4))
     with pytest.raises(GroupActionError, match=r"maps of \(2, 2\) pixels"):
         Factored(1, 1, (2, 2)).representations(Field.of(action, 1), iter([]))
