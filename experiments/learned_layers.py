@@ -65,6 +65,7 @@ class Job(NamedTuple):
         seed: of the fit.
         batch: images per step.
         objective: the curvature of the evidence that moves the strengths; see `Laplace`.
+        evidence: whether the evidence of a MAP is worked out too, at the strengths that it has.
 
     A net with a wider prior (`LadderClassifier.scale`) starts at the same weights, and its steps are as long.
     """
@@ -76,6 +77,7 @@ class Job(NamedTuple):
     seed: int
     batch: int = 100
     objective: str = "kfac_reduce"
+    evidence: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Outcome:
 
     Attributes:
         scores: of the net as a whole.
-        shares: of its pathways at the end; None for a MAP.
+        shares: of its pathways at the end; None for a MAP without evidence.
         history: (step, shares of energy) over training.
     """
 
@@ -109,9 +111,9 @@ def _scheme(job: Job) -> Laplace | MAP:
         optimise=("strength",),
         hyper_optimizer=optax.adam(0.1 if exact else 0.05, b1=0.0),
         burn_in=max(1, job.steps // 5),
-        refresh=max(1, job.steps // (14 if exact else 40)),
-        hyper_steps=5,
-        trust=0.5 if exact else 0.25,
+        refresh=max(1, job.steps // (14 if exact else 20)),
+        hyper_steps=5 if exact else 10,
+        trust=0.5,
         whiten=True,
         start=start,
         objective=job.objective,
@@ -168,12 +170,16 @@ def learn(job: Job) -> Outcome:
         "steps": job.steps,
         "seconds": round(found.seconds, 1),
     }
-    if not job.learned:
+    if job.learned:
+        assert isinstance(posterior, GaussianPosterior) and posterior.log_evidence is not None
+        scores["log_evidence_ekfac"] = float(posterior.log_evidence)
+        strength = {"strength": jnp.exp(params["strength"])}
+    elif job.evidence:
+        strength = {"strength": jnp.asarray(model.start())}
+    else:
         return Outcome(scores, None, history)
-    assert isinstance(posterior, GaussianPosterior) and posterior.log_evidence is not None
-    strength = {"strength": jnp.exp(params["strength"])}
     held = hold_evidence(
-        problem,
+        Problem(replace(model, learned=True)),
         {**params, **strength},
         x,
         y,
@@ -186,7 +192,6 @@ def learn(job: Job) -> Outcome:
     scores["log_evidence"] = float(evidence.value)
     scores["log_evidence_per_row"] = scores["log_evidence"] / len(x)
     scores["evidence_kind"] = evidence.kind
-    scores["log_evidence_ekfac"] = float(posterior.log_evidence)
     scores["scatter"] = float(evidence.scatter)
     gamma = held.effective_parameters(strength)
     scores["effective"] = float(sum(gamma.values()))
@@ -206,7 +211,7 @@ def _shares(kept: Sequence[Any]) -> PathwayShares:
 
 
 def rows_of(outcome: Outcome) -> list[dict[str, Any]]:
-    """One flat row for the net, and one per layer and pathway of a learned one."""
+    """One flat row for the net, and one per layer and pathway where the evidence was worked out."""
     name = {key: outcome.scores[key] for key in ("model", "inference")}
     rows = [outcome.scores]
     if outcome.shares is not None:
