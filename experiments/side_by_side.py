@@ -28,7 +28,7 @@ _Item = TypeVar("_Item")
 def side_by_side(
     fn: Callable[[_Item], Any], items: Sequence[_Item], options: Options, *, again: Callable[[Any], Any] | None = None
 ) -> list[Any]:
-    """``[fn(item) for item in items]``, with as many processes as there are cores, at most four; one if there is a mesh.
+    """``[fn(item) for item in items]``, with as many processes as this one may use cores, at most four; one if there is a mesh.
 
     Most of the time of a short fit goes into compiling it, which uses one core. Arguments and results are pickled.
 
@@ -43,7 +43,7 @@ def side_by_side(
     missing = [i for i, value in enumerate(found) if value is None]
     if again is not None:
         found = [None if value is None else again(value) for value in found]
-    workers = min(4, os.cpu_count() or 1, len(missing))
+    workers = min(4, _cores(), len(missing))
     with tqdm(
         total=len(items),
         initial=len(items) - len(missing),
@@ -72,3 +72,8 @@ def side_by_side(
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     return found
+
+
+def _cores() -> int:
+    """The cores that this process may run on, which may be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

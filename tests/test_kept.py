@@ -34,7 +34,7 @@ def piece(item, scale=1, options=None):
 
 @pytest.fixture
 def options(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)  # in this process
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0}, raising=False)  # in this process
     calls.clear()
     return Options(seed=3, progress=False, folder=tmp_path)
 
