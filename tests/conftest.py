@@ -1,7 +1,8 @@
 """Strict numerics for every test: no rank promotion, NumPyro's validation on, float32 unless a test asks for `x64`.
 
 Tests compile thousands of small programs that run for a moment each, so the compiler is told not to optimise them (docs/decisions.md).
-Programs in processes of their own keep its defaults, as users have them; flags of yours in XLA_FLAGS come last and win.
+Programs in processes of their own keep its defaults, as users have them, but for the notebooks; flags of yours in XLA_FLAGS come last
+and win.
 """
 
 import gc
@@ -17,6 +18,15 @@ import numpyro
 import pytest
 
 
+_QUICK = (
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_parallel_codegen_split_count=1",
+    # jaxlib 0.12 has no other code to choose, and ends the process on a flag that it does not know
+    *(["--xla_cpu_use_fusion_emitters=false"] if jax.__version_info__ < (0, 11) else []),
+)
+
+
 def start_compiler(*flags: str) -> None:
     """Starts XLA in this process with these flags, and leaves the environment as it is."""
     given = os.environ.get("XLA_FLAGS")
@@ -28,16 +38,16 @@ def start_compiler(*flags: str) -> None:
         os.environ["XLA_FLAGS"] = given
 
 
-start_compiler(
-    "--xla_backend_optimization_level=0",
-    "--xla_llvm_disable_expensive_passes=true",
-    "--xla_cpu_parallel_codegen_split_count=1",
-    # jaxlib 0.12 has no other code to choose, and ends the process on a flag that it does not know
-    *(["--xla_cpu_use_fusion_emitters=false"] if jax.__version_info__ < (0, 11) else []),
-)
+start_compiler(*_QUICK)
 gc.set_threshold(50_000, 20, 100)  # traces are many small objects that stay: looking through them all takes a tenth of the time
 jax.config.update("jax_numpy_rank_promotion", "raise")
 numpyro.enable_validation()
+
+
+@pytest.fixture
+def quick_compiler() -> str:
+    """The value of XLA_FLAGS for a process of its own that compiles much and runs for moments."""
+    return " ".join([*_QUICK, os.environ.get("XLA_FLAGS", "")])
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.py"))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs(path, tmp_path):
-    environment = {**os.environ, "SMOKE": "1", "MPLBACKEND": "Agg"}
+def test_notebook_runs(path, tmp_path, quick_compiler):
+    environment = {**os.environ, "SMOKE": "1", "MPLBACKEND": "Agg", "XLA_FLAGS": quick_compiler}
     done = subprocess.run([sys.executable, str(path)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
 
