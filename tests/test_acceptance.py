@@ -253,3 +253,11 @@ def test_learned_layers_share_over_the_quadrants_and_break_it_where_they_are_ask
     assert digit["agreement"] > found["digit", "fc", "map"]["agreement"]
     assert quadrant["accuracy"] > 0.85 * digit["accuracy"]
     assert found["quadrant", "conv", "evidence"]["accuracy"] <= 0.32
+    for task in ("digit", "quadrant"):
+        assert found[task, "f_both", "evidence"]["nll"] < found[task, "f_both", "map"]["nll"]
+    evidence = {name: row["log_evidence"] for name, row in found.items()}
+    assert evidence["digit", "conv", "evidence"] > evidence["digit", "fc", "map"]
+    assert (
+        min(evidence["quadrant", "f_both", "evidence"], evidence["quadrant", "fc", "map"])
+        > evidence["quadrant", "conv", "evidence"]
+    )
