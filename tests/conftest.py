@@ -18,19 +18,22 @@ import numpyro
 import pytest
 
 
-_QUICK = (
-    "--xla_backend_optimization_level=0",
-    "--xla_llvm_disable_expensive_passes=true",
-    "--xla_cpu_parallel_codegen_split_count=1",
-    # jaxlib 0.12 has no other code to choose, and ends the process on a flag that it does not know
-    *(["--xla_cpu_use_fusion_emitters=false"] if jax.__version_info__ < (0, 11) else []),
-)
+def quick_flags() -> str:
+    """What XLA_FLAGS should be where much is compiled that runs for a moment; flags that are set already come last and win."""
+    quick = (
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_parallel_codegen_split_count=1",
+        # jaxlib 0.12 has no other code to choose, and ends the process on a flag that it does not know
+        *(["--xla_cpu_use_fusion_emitters=false"] if jax.__version_info__ < (0, 11) else []),
+    )
+    return " ".join([*quick, os.environ.get("XLA_FLAGS", "")])
 
 
-def start_compiler(*flags: str) -> None:
+def start_compiler(flags: str) -> None:
     """Starts XLA in this process with these flags, and leaves the environment as it is."""
     given = os.environ.get("XLA_FLAGS")
-    os.environ["XLA_FLAGS"] = " ".join([*flags, given or ""])
+    os.environ["XLA_FLAGS"] = flags
     jax.devices()  # reads the flags, once
     if given is None:
         del os.environ["XLA_FLAGS"]
@@ -38,7 +41,7 @@ def start_compiler(*flags: str) -> None:
         os.environ["XLA_FLAGS"] = given
 
 
-start_compiler(*_QUICK)
+start_compiler(quick_flags())
 gc.set_threshold(50_000, 20, 100)  # traces are many small objects that stay: looking through them all takes a tenth of the time
 jax.config.update("jax_numpy_rank_promotion", "raise")
 numpyro.enable_validation()
@@ -46,8 +49,8 @@ numpyro.enable_validation()
 
 @pytest.fixture
 def quick_compiler() -> str:
-    """The value of XLA_FLAGS for a process of its own that compiles much and runs for moments."""
-    return " ".join([*_QUICK, os.environ.get("XLA_FLAGS", "")])
+    """XLA_FLAGS for a process of its own."""
+    return quick_flags()
 
 
 @pytest.fixture

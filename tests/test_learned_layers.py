@@ -14,10 +14,10 @@ from bayes_sym.experiments.quadrant import _digits, _files
 from bayes_sym.models import LadderClassifier
 
 
-@pytest.mark.parametrize("learned", [True, False])
-def test_a_short_fit_reports_its_evidence_and_every_pathway(learned):
+@pytest.mark.parametrize(("learned", "objective"), [(True, "kfac_reduce"), (True, "ntk"), (False, "kfac_reduce")])
+def test_a_short_fit_reports_its_evidence_and_every_pathway(learned, objective):
     model = LadderClassifier("conv", 16, 1, 10, 1)
-    outcome = learn(Job(model, learned, partial(_digits, "digit", 40, 0), 4, 0, evidence=True))
+    outcome = learn(Job(model, learned, partial(_digits, "digit", 40, 0), 4, 0, objective=objective, evidence=True))
     net, *layers = rows_of(outcome)
     assert (layers[0]["precision"] != pytest.approx(9 / 2, rel=1e-3)) == learned  # fan_in / strength^2, from sqrt(2)
     assert net["evidence_kind"] == "laplace-dual-probes" and net["log_evidence"] < 0
