@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing.queues import SimpleQueue
 from typing import Any, TypeVar
 
 import jax
@@ -30,7 +31,8 @@ def side_by_side(
 ) -> list[Any]:
     """``[fn(item) for item in items]``, with as many processes as this one may use cores, at most four; one if there is a mesh.
 
-    Most of the time of a short fit goes into compiling it, which uses one core. Arguments and results are pickled.
+    Most of the time of a short fit goes into compiling it, which uses one core. Each process has its own share of the cores:
+    with threads of all of them on every core, processes wait for each other. Arguments and results are pickled.
 
     Args:
         fn: what to do with a piece: a function of a module, or a partial one. What it returns is written as JSON: rows of plain values.
@@ -43,7 +45,8 @@ def side_by_side(
     missing = [i for i, value in enumerate(found) if value is None]
     if again is not None:
         found = [None if value is None else again(value) for value in found]
-    workers = min(4, _cores(), len(missing))
+    cores = _cores()
+    workers = min(4, len(cores), len(missing))
     with tqdm(
         total=len(items),
         initial=len(items) - len(missing),
@@ -63,7 +66,10 @@ def side_by_side(
                 take(i, fn(items[i]))
             return found
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=plain_warnings) as pool:
+        shares = context.SimpleQueue()
+        for first in range(workers):
+            shares.put(cores[first::workers])
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(shares,)) as pool:
             waiting = {pool.submit(fn, items[i]): i for i in missing}
             try:
                 for future in as_completed(waiting):
@@ -74,6 +80,13 @@ def side_by_side(
     return found
 
 
-def _cores() -> int:
+def _cores() -> list[int]:
     """The cores that this process may run on, which may be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def _start(shares: SimpleQueue[list[int]]) -> None:
+    """Makes a worker of this process, on its share of the cores: JAX starts as many threads as it then finds."""
+    plain_warnings()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, shares.get())

@@ -116,6 +116,18 @@ def test_what_was_kept_is_made_again(options):
     assert first == ("a", float(np.float32(1 / 3))) and calls == ["a"]
 
 
+def cores(_):
+    return sorted(os.sched_getaffinity(0))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs a choice of cores")
+def test_every_process_has_its_share_of_the_cores():
+    ours = cores(None)
+    for found in side_by_side(cores, ["a", "b"], Options(seed=0, progress=False)):
+        assert 2 * len(found) <= len(ours) + 1 and set(found) < set(ours)
+    assert cores(None) == ours
+
+
 def test_outcomes_with_shares_of_pathways_are_made_again(tmp_path):
     shares = PathwayShares((PathwayShare("0", "conv", float("nan"), 3, 0.5, 1.0, 2.0, 1.0, 4.0),))
     for outcome in (Outcome({"nll": np.float64(0.5)}, shares, [(10, shares)]), Outcome({"nll": 1.0}, None, [])):
