@@ -25,14 +25,19 @@ __all__ = ["side_by_side"]
 
 _Item = TypeVar("_Item")
 
+# Programs compile in half the time, and take up to a third longer to run (docs/decisions.md). Newer compilers lack the second way.
+_QUICK = "--xla_backend_optimization_level=1"
+if jax.__version_info__ < (0, 11):
+    _QUICK += " --xla_cpu_use_fusion_emitters=false"
+
 
 def side_by_side(
     fn: Callable[[_Item], Any], items: Sequence[_Item], options: Options, *, again: Callable[[Any], Any] | None = None
 ) -> list[Any]:
     """``[fn(item) for item in items]``, with as many processes as this one may use cores, at most four; one if there is a mesh.
 
-    Most of the time of a short fit goes into compiling it, which uses one core. Each process has its own share of the cores:
-    with threads of all of them on every core, processes wait for each other. Arguments and results are pickled.
+    Most of the time of a short fit goes into compiling it, which uses one core. So each process has its own share of the cores,
+    and compiles with less optimisation. Arguments and results are pickled.
 
     Args:
         fn: what to do with a piece: a function of a module, or a partial one. What it returns is written as JSON: rows of plain values.
@@ -86,7 +91,8 @@ def _cores() -> list[int]:
 
 
 def _start(shares: SimpleQueue[list[int]]) -> None:
-    """Makes a worker of this process, on its share of the cores: JAX starts as many threads as it then finds."""
+    """Makes a worker of this process, before JAX starts: it reads the flags then, and starts a thread per core that it finds."""
     plain_warnings()
+    os.environ["XLA_FLAGS"] = f"{_QUICK} {os.environ.get('XLA_FLAGS', '')}"  # those of the user come last and win
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, shares.get())

@@ -156,6 +156,23 @@ def test_canvases_are_standardised_over_the_training_set():
     assert abs(everywhere.x.mean()) < 1e-5 and abs(everywhere.x.std() - 1) < 1e-5
 
 
+@pytest.mark.parametrize("many", ["one", "all"])
+def test_digits_are_moved_within_reach_of_their_quadrant(many):
+    still, moved = (quadrant_digits(90, 60, 30, seed=3, task="quadrant", placements=many, shift=most) for most in (0, 2))
+    seen = set()
+    for part, before in zip(moved, still, strict=True):
+        assert (part.y == before.y).all() and part.x.dtype == np.float32
+        for image, unmoved in zip(part.x, before.x, strict=True):
+            steps = [(i, j) for i in range(-2, 3) for j in range(-2, 3) if (np.roll(unmoved, (i, j), (0, 1)) == image).all()]
+            assert len(steps) == 1
+            seen.update(steps)
+    assert len(seen) == 25
+    if many == "all":
+        assert (placements(moved.train.x[:90]).reshape(360, 16, 16, 1) == moved.train.x).all()
+    for part, same in zip(quadrant_digits(90, 60, 30, seed=3, placements=many, shift=2), moved, strict=True):
+        assert (part.x == same.x).all() and (part.y == same.y % 10).all()
+
+
 @pytest.mark.parametrize("canvas", [16, 32])
 def test_a_roll_by_half_the_canvas_is_another_placement(canvas):
     one = quadrant_digits(20, 5, 5, task="quadrant", canvas=canvas)
@@ -178,6 +195,8 @@ def test_a_roll_by_half_the_canvas_is_another_placement(canvas):
         (lambda: quadrant_digits(task="place"), OptionError, "task must be 'digit' or 'quadrant', got 'place'"),
         (lambda: quadrant_digits(placements="two"), OptionError, "placements must be 'one' or 'all', got 'two'"),
         (lambda: quadrant_digits(canvas=20), OptionError, "canvas must be 16 or 32, got 20"),
+        (lambda: quadrant_digits(shift=4), OptionError, "shift must be 0 to 3 pixels on a canvas of 16, got 4"),
+        (lambda: quadrant_digits(shift=-1), OptionError, "shift must be 0 to 3 pixels"),
         (lambda: quadrant_digits(2000), DataError, "num_train 2000 .* more than the 1797 digits"),
         (lambda: quadrant_mnist("nowhere", task="place"), OptionError, "task must be"),
         (lambda: placements(np.zeros((2, 5, 4, 1))), ShapeError, r"even sides, got \(2, 5, 4, 1\)"),
