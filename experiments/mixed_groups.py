@@ -41,7 +41,7 @@ def _run(options: Options) -> Findings:
         for learned in (True, False)
         for task in tasks
     ]
-    outcomes = side_by_side(learn, jobs, options, again=outcome_of)
+    outcomes = side_by_side(learn, jobs, options, again=outcome_of, quick=True)
     rows = []
     for i, outcome in enumerate(outcomes):
         task = {"task": tasks[i % len(tasks)]}

@@ -67,7 +67,7 @@ def _run(options: Options) -> Findings:
         Job(_net(variant, relative, image, inputs, classes), learned, data, steps, options.seed, _BATCH, evidence=variant == "fc")
         for variant, learned, relative in _FITS
     ]
-    outcomes = side_by_side(learn, jobs, options, again=outcome_of)
+    outcomes = side_by_side(learn, jobs, options, again=outcome_of, quick=True)
     first = outcomes[0]
     figures = {"pathways": first.draw}
     rows = [{"task": task, **row} for outcome in outcomes for row in rows_of(outcome)]

@@ -32,18 +32,24 @@ if jax.__version_info__ < (0, 11):
 
 
 def side_by_side(
-    fn: Callable[[_Item], Any], items: Sequence[_Item], options: Options, *, again: Callable[[Any], Any] | None = None
+    fn: Callable[[_Item], Any],
+    items: Sequence[_Item],
+    options: Options,
+    *,
+    again: Callable[[Any], Any] | None = None,
+    quick: bool = False,
 ) -> list[Any]:
     """``[fn(item) for item in items]``, with as many processes as this one may use cores, at most four; one if there is a mesh.
 
-    Most of the time of a short fit goes into compiling it, which uses one core. So each process has its own share of the cores,
-    and compiles with less optimisation. Arguments and results are pickled.
+    Most of the time of a short fit goes into compiling it, which uses one core, so each process has its own share of the cores.
+    Arguments and results are pickled.
 
     Args:
         fn: what to do with a piece: a function of a module, or a partial one. What it returns is written as JSON: rows of plain values.
         items: the pieces, of different descriptions.
         options: of the run; `folder` is where to keep what is finished, `mesh` and `progress` say how to work.
         again: makes of the lists and dicts that were kept what `fn` returned; None where that was lists and dicts.
+        quick: whether the processes compile with less optimisation, for pieces that compile longer than they run.
     """
     places = [place_of(fn, item, options) for item in items]
     found = [read(place) for place in places]
@@ -74,7 +80,7 @@ def side_by_side(
         shares = context.SimpleQueue()
         for first in range(workers):
             shares.put(cores[first::workers])
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(shares,)) as pool:
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(shares, quick)) as pool:
             waiting = {pool.submit(fn, items[i]): i for i in missing}
             try:
                 for future in as_completed(waiting):
@@ -90,9 +96,10 @@ def _cores() -> list[int]:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
-def _start(shares: SimpleQueue[list[int]]) -> None:
+def _start(shares: SimpleQueue[list[int]], quick: bool) -> None:
     """Makes a worker of this process, before JAX starts: it reads the flags then, and starts a thread per core that it finds."""
     plain_warnings()
-    os.environ["XLA_FLAGS"] = f"{_QUICK} {os.environ.get('XLA_FLAGS', '')}"  # those of the user come last and win
+    if quick:
+        os.environ["XLA_FLAGS"] = f"{_QUICK} {os.environ.get('XLA_FLAGS', '')}"  # those of the user come last and win
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, shares.get())
