@@ -220,8 +220,9 @@ def test_a_wide_start_finds_that_all_angles_are_in_the_data():
 
 @pytest.mark.acceptance
 @pytest.mark.timeout(1800)
-def test_shifts_are_selected_in_two_layers():
-    rows = [row for row in _five(sinusoids, "gumbel-fair-2-layers") if row["selected"]]
+@pytest.mark.parametrize("layers", [2, 4])
+def test_shifts_are_selected_in_several_layers(layers):
+    rows = [row for row in _five(sinusoids, f"gumbel-fair-{layers}-layers") if row["selected"]]
     spreads = []
     for i in range(5):
         shifts = [row["learned"] for row in rows if row["fit"] == i and row["operation"] == "FrequencyShift"]
