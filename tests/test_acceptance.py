@@ -214,8 +214,9 @@ def test_a_wide_start_finds_that_all_angles_are_in_the_data():
     )
     print(narrow, wide)
     assert np.median([learned for _, learned in wide]) > 150
-    # a single wide start can end below a narrow one: the evidence is for choosing among several of both
-    assert max(narrow + wide)[1] > 150
+    # where a narrow start ends there too, it has as good an evidence; where it ends elsewhere, a worse one
+    reached = [evidence for evidence, learned in narrow + wide if learned > 150]
+    assert min(reached) > max((evidence for evidence, learned in narrow if learned <= 150), default=-np.inf)
 
 
 @pytest.mark.acceptance
