@@ -62,15 +62,15 @@ def quadrant_digits(
         raise OptionError(f"placements must be 'one' or 'all', got {placements!r}")
     if canvas not in _TILE:
         raise OptionError(f"canvas must be 16 or 32, got {canvas!r}: the digits have 8x8 pixels, or 16x16 when enlarged")
-    parts = [
-        Images(x.repeat(_TILE[canvas], axis=1).repeat(_TILE[canvas], axis=2), y)
-        for x, y in grey_digits(num_train, num_validation, num_test, seed)
-    ]
     if not 0 <= shift < canvas // 4:
         raise OptionError(
             f"shift must be 0 to {canvas // 4 - 1} pixels on a canvas of {canvas}, got {shift}: moved farther, a digit lies as much in "
             "the next quadrant as in its own"
         )
+    parts = [
+        Images(x.repeat(_TILE[canvas], axis=1).repeat(_TILE[canvas], axis=2), y)
+        for x, y in grey_digits(num_train, num_validation, num_test, seed)
+    ]
     quadrants, shifts = _quadrants(parts, seed), _shifts(parts, shift, seed)
     if placements == "all":
         quadrants[0] = np.repeat(np.arange(4), len(parts[0].y))
