@@ -41,7 +41,7 @@ __all__ = ["HeldEvidence", "hold_evidence"]
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["z", "data", "pieces", "likelihood", "gradient"],
-    meta_fields=["problem", "kind", "untapped"],
+    meta_fields=["problem", "kind", "untapped", "correction"],
 )
 @dataclass(frozen=True)
 class HeldEvidence:
@@ -59,6 +59,7 @@ class HeldEvidence:
     gradient: Values
     kind: str
     untapped: tuple[str, ...]
+    correction: str | None = None
 
     @full_precision
     def __call__(self, fixed: Mapping[str, jax.Array]) -> Evidence:
@@ -73,9 +74,8 @@ class HeldEvidence:
 
 @jax.jit
 def _priced(held: HeldEvidence, fixed: Values) -> Evidence:
-    return price(
-        held.problem, held.z, fixed, held.data, held.pieces, held.likelihood, held.gradient, held.kind, held.untapped, None
-    )
+    known = (held.pieces, held.likelihood, held.gradient, held.kind, held.untapped, held.correction)
+    return price(held.problem, held.z, fixed, held.data, *known)
 
 
 @jax.jit
@@ -90,6 +90,7 @@ def hold_evidence(
     *data: Any,
     optimise: Sequence[str],
     curvature: str = "ekfac",
+    correction: str | None = None,
     probes: int | str = "exact",
     key: jax.Array | None = None,
     basis: Basis | None = None,
@@ -106,12 +107,13 @@ def hold_evidence(
     """
     data = rows.as_arrays(data)
     free, fixed = split_sites(problem, params, data, optimise)
-    check_options(curvature, None, block_size, chunk)
+    check_options(curvature, correction, block_size, chunk)
     settings = (curvature, as_probes(probes, key), basis, block_size, chunk)
     z, pieces, likelihood, gradient = _settled(problem, free, fixed, data, *settings)
     kind = evidence_kind(curvature, settings[1].count)
     example = problem.take(data, slice(0, 1))
-    return HeldEvidence(problem, z, example, pieces, likelihood, gradient, kind, untapped(problem, z, data, curvature))
+    names = untapped(problem, z, data, curvature)
+    return HeldEvidence(problem, z, example, pieces, likelihood, gradient, kind, names, correction)
 
 
 @partial(jax.jit, static_argnames=("problem", "curvature", "block_size", "chunk"))

@@ -494,14 +494,13 @@ def test_held_evidence_is_the_evidence_as_a_function_of_the_strengths():
 
     x, y = det((10, 4), 1.7, 0.05), np.arange(10) % 3
     weights = {"scale": 0.8, "w": det((4, 3), 1.1, 0.2), "b": det((3,), 0.7, 0.1)}
-    for curvature in ("ekfac", "ntk"):
-        held = hold_evidence(Problem(hierarchical), weights, x, y, optimise=("scale",), curvature=curvature)
+    for curvature, correction in (("ekfac", None), ("full", "newton"), ("dual", "seen"), ("ntk", None)):
+        options = {"optimise": ("scale",), "curvature": curvature, "correction": correction}
+        held = hold_evidence(Problem(hierarchical), weights, x, y, **options)
         value = jax.jit(jax.value_and_grad(lambda s, held=held: held({"scale": s}).value))
         direct = jax.jit(
             jax.value_and_grad(
-                lambda s, c=curvature: (
-                    log_evidence(Problem(hierarchical), weights | {"scale": s}, x, y, curvature=c, optimise=("scale",)).value
-                )
+                lambda s, options=options: log_evidence(Problem(hierarchical), weights | {"scale": s}, x, y, **options).value
             )
         )
         for scale in (0.3, 0.8, 2.0):
