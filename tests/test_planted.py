@@ -12,15 +12,18 @@ from matplotlib.figure import Figure
 
 from bayes_sym.experiments import Options
 from bayes_sym.experiments.planted_maps import SIDE, TRUTHS, exact_log_evidence, plant, planted_maps
-from bayes_sym.experiments.planted_symmetry import MODELS, PLANTED_SYMMETRY, PlantedModel, _draw, learn, learn_truths
+from bayes_sym.experiments.planted_symmetry import MODELS, OBJECTIVES, PLANTED_SYMMETRY, PlantedModel, _draw, learn, learn_truths
 from bayes_sym.inference import Problem, log_evidence
 
 
 PIXELS = SIDE**2
+KINDS = ("laplace-full", "laplace-ekfac-bound", "ntk-bound")
 TIE = 1.0  # nats: a Bayes factor of e, "not worth more than a bare mention" (Kass and Raftery 1995)
 NEAR = 0.05
 # How near the learned energy shares of "partial" must be to the planted ones. With 48 rows the posterior mean shrinks the
-# free map by about 48 / (48 + noise^2 / variance) = 0.94, which moves the shares by 0.015, and chance by as much again.
+# free map by about 48 / (48 + noise^2 / variance) = 0.94, which moves the shares by 0.015, and chance by as much again. The
+# bound of "ntk" pays for every block of rows by itself, so it narrows the prior of the map with many weights further.
+NEAR_BY_BLOCKS = 0.1
 
 
 def rolled(weight, i, j):
@@ -89,12 +92,12 @@ def test_the_full_laplace_evidence_is_exact_and_ekfac_a_bound(x64):
     assert float(bound.value) < float(found.value - found.newton_decrement / 2) - 1
 
 
-def check_energies(truth, rows):
+def check_energies(truth, rows, near=NEAR):
     """The planted pathway holds the energy; where both are planted, both live."""
     energy = {row["pathway"]: row["energy"] for row in rows}
     planted = {row["pathway"]: row["planted_energy"] for row in rows}
     if truth == "partial":
-        assert abs(energy["conv"] - planted["conv"]) < NEAR
+        assert abs(energy["conv"] - planted["conv"]) < near
     else:
         assert energy[max(planted, key=planted.get)] > 0.95
     for row in rows:
@@ -114,7 +117,7 @@ def test_the_bound_finds_the_planted_pathways_of_one_seed(x64):
 
 
 def test_the_figure_draws_every_truth_model_and_kind():
-    cells = itertools.product(TRUTHS, MODELS, ("laplace-full", "laplace-ekfac-bound"))
+    cells = itertools.product(TRUTHS, MODELS, KINDS)
     rows = [
         {
             "truth": truth,
@@ -133,7 +136,7 @@ def test_the_figure_draws_every_truth_model_and_kind():
         figure = Figure(layout="constrained")
         _draw(some, figure)
         bars = figure.axes[0].patches
-        assert len(bars) == 2 * len({row["truth"] for row in some}) and all(bar.get_height() == 0.5 for bar in bars)
+        assert len(bars) == len(KINDS) * len({row["truth"] for row in some}) and all(bar.get_height() == 0.5 for bar in bars)
         assert [label.get_text() for label in figure.axes[1].get_legend().get_texts()] == list(MODELS)
 
 
@@ -158,7 +161,7 @@ def check_evidence(rows):
 def test_the_evidence_finds_the_planted_pathways_of_five_seeds(tmp_path):
     by_seed = {}
     for seed in range(1, 5):  # in one process, which compiles once
-        cells = list(itertools.product(MODELS, ("full", "ekfac")))
+        cells = list(itertools.product(MODELS, OBJECTIVES))
         found = [learn_truths(cell, Options(seed=seed)) for cell in cells]
         by_seed[seed] = [{"truth": truth, **row} for of in found for truth, rows in of.items() for row in rows]
     assert jnp.zeros(()).dtype == np.float32, "float64 must not leak out of the experiment"
@@ -166,9 +169,10 @@ def test_the_evidence_finds_the_planted_pathways_of_five_seeds(tmp_path):
     by_seed[0] = json.loads((folder / "results.json").read_text())["rows"]
     assert (folder / "pathways.png").exists()
     for rows in by_seed.values():
-        assert len(rows) == 3 * 2 * 4
-        for truth, kind in itertools.product(TRUTHS, ("laplace-full", "laplace-ekfac-bound")):
+        assert len(rows) == len(TRUTHS) * len(KINDS) * 4
+        for truth, kind in itertools.product(TRUTHS, KINDS):
             own = [row for row in rows if row["truth"] == truth and row["evidence_kind"] == kind]
             assert len(own) == 4
-            check_energies(truth, [row for row in own if row["model"] == "both"])
+            near = NEAR_BY_BLOCKS if kind == "ntk-bound" else NEAR
+            check_energies(truth, [row for row in own if row["model"] == "both"], near)
             check_evidence(own)
