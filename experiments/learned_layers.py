@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,8 +14,9 @@ import optax
 
 from bayes_sym.diagnostics import PathwayShare, PathwayShares, calibration, pathway_shares, plot_pathway_shares
 from bayes_sym.errors import CollapseWarning
-from bayes_sym.inference import MAP, Laplace, Problem, Progress, fit, hold_evidence
+from bayes_sym.inference import MAP, Evidence, Laplace, Problem, Progress, fit, hold_evidence
 from bayes_sym.inference.posterior import GaussianPosterior
+from bayes_sym.inference.problem import Values
 from bayes_sym.models import LadderClassifier
 
 
@@ -50,6 +50,8 @@ COLUMNS = {
 
 
 _COLUMNS = 800  # of the Fisher roots: half as many again as the effective parameters of the nets here
+_GAIN = 2.0  # strength of the first weights: with less, signals die out through the means of pixels and the activations
+_RATE = 0.028  # learning rate at the start, relative to the first weights
 
 
 class Job(NamedTuple):
@@ -63,10 +65,12 @@ class Job(NamedTuple):
         steps: steps of the fit.
         seed: of the fit.
         batch: images per step.
+        burn_in: the part of the steps before strengths move.
         objective: the curvature of the evidence that moves the strengths; see `Laplace`.
         evidence: whether the evidence of a MAP is worked out too, at the strengths that it has.
 
-    A net with a wider prior (`LadderClassifier.scale`) starts at the same weights, and its steps are as long.
+    A net with a wider prior (`LadderClassifier.scale`) starts at the same weights, and its steps are as long. Biases start at 0:
+    drawn from the prior they would add up to the same large outputs for every image (docs/decisions.md).
     """
 
     model: LadderClassifier
@@ -75,6 +79,7 @@ class Job(NamedTuple):
     steps: int
     seed: int
     batch: int = 100
+    burn_in: float = 0.2
     objective: str = "kfac_reduce"
     evidence: bool = False
 
@@ -99,8 +104,8 @@ class Outcome:
 
 
 def _scheme(job: Job) -> Laplace | MAP:
-    start = math.sqrt(2) / job.model.scale
-    optimizer = optax.adam(optax.cosine_decay_schedule(0.02 * start, job.steps, 0.05))
+    start = _GAIN / job.model.scale
+    optimizer = optax.adam(optax.cosine_decay_schedule(_RATE * start, job.steps, 0.05))
     if not job.learned:
         return MAP(optimizer, whiten=True, start=start)
     # KFAC's numbers are worked out in a moment, those of the dual form are not: fewer updates, each going farther
@@ -109,7 +114,7 @@ def _scheme(job: Job) -> Laplace | MAP:
         optimizer,
         optimise=("strength",),
         hyper_optimizer=optax.adam(0.1 if exact else 0.05, b1=0.0),
-        burn_in=max(1, job.steps // 5),
+        burn_in=max(1, int(job.burn_in * job.steps)),
         refresh=max(1, job.steps // (14 if exact else 20)),
         hyper_steps=5 if exact else 10,
         trust=0.5,
@@ -127,7 +132,7 @@ def learn(job: Job) -> Outcome:
     """Fits the net and scores its mode."""
     x, y, x_test, y_test, transforms = job.data()
     model = replace(job.model, learned=job.learned)
-    problem, spec = Problem(model), model.spec
+    problem, spec = Problem(model, starts=(("net.*bias", 0.0),)), model.spec
     history: list[tuple[int, PathwayShares]] = []
 
     def watch(progress: Progress) -> None:
@@ -175,25 +180,43 @@ def learn(job: Job) -> Outcome:
         strength = {"strength": jnp.asarray(model.start())}
     else:
         return Outcome(scores, None, history)
-    held = hold_evidence(
-        Problem(replace(model, learned=True)),
-        {**params, **strength},
-        x,
-        y,
-        optimise=("strength",),
-        curvature="dual",
-        probes=2 * _COLUMNS,
-        key=jax.random.key(1),
-    )
-    evidence = held(strength)
+    evidence, gamma = _exact(replace(model, learned=True), {**params, **strength}, x, y)
     scores["log_evidence"] = float(evidence.value)
     scores["log_evidence_per_row"] = scores["log_evidence"] / len(x)
     scores["evidence_kind"] = evidence.kind
     scores["scatter"] = float(evidence.scatter)
-    gamma = held.effective_parameters(strength)
     scores["effective"] = float(sum(gamma.values()))
     strengths = list(np.asarray(model.strengths(strength["strength"])))
     return Outcome(scores, pathway_shares(spec, params, x_test, gamma=gamma, strengths=strengths), history)
+
+
+def _exact(model: LadderClassifier, params: Values, x: np.ndarray, y: np.ndarray) -> tuple[Evidence, Values]:
+    """The evidence in its dual form, and effective parameters by site.
+
+    The kernel of a deep net with wide priors has eigenvalues from 1 to beyond what float32 tells apart, and is then not positive
+    definite there: it is worked out again in float64.
+    """
+
+    def at(params: Values, x: np.ndarray) -> tuple[Evidence, Values]:
+        held = hold_evidence(
+            Problem(model),
+            params,
+            x,
+            y,
+            optimise=("strength",),
+            curvature="dual",
+            correction="seen",  # the many weights that the data leave open need longer than the fit to come to their prior mean
+            probes=2 * _COLUMNS,
+            key=jax.random.key(1),
+        )
+        strength = {"strength": params["strength"]}
+        return held(strength), held.effective_parameters(strength)
+
+    found = at(params, x)
+    if np.isfinite(float(found[0].value)):
+        return found
+    with jax.enable_x64(True):
+        return at({name: jnp.asarray(np.asarray(value), float) for name, value in params.items()}, x.astype(float))
 
 
 def outcome_of(kept: Sequence[Any]) -> Outcome:

@@ -1,6 +1,7 @@
 """Slow runs against the published shape of the results; `make acceptance` runs them."""
 
 import functools
+import itertools
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from bayes_sym.diagnostics import equivariance_error_from_draws
 from bayes_sym.experiments import Options, capacity, rings, rotated_shapes, sinusoids
 from bayes_sym.experiments.augmented import learn
+from bayes_sym.experiments.mixed_groups import MIXED_GROUPS
 from bayes_sym.experiments.orbit_expansion import ORBIT_EXPANSION
 from bayes_sym.experiments.quadrant import QUADRANT
 from bayes_sym.experiments.rotated_evidence import learn_by_evidence
@@ -251,12 +253,16 @@ def test_more_copies_are_more_invariant(width, depth):
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("seed", [1, 2])
 def test_learned_layers_share_over_the_quadrants_and_break_it_where_they_are_asked_for(seed):
-    found = {}
+    found, shares = {}, {"digit": [], "quadrant": []}
     for task in ("digit", "quadrant"):
         for row in QUADRANT.run(Options(seed=seed, task=task, progress=False)).rows:
             if "accuracy" in row:
                 print(task, seed, {k: row[k] for k in ("model", "inference", "relative", "accuracy", "nll", "agreement")})
                 found[task, row["model"], row["inference"]] = row
+            elif (row["model"], row["inference"], row["pathway"]) == ("f_both", "evidence", "conv"):
+                shares[task].append(row["share"])
+    assert len(shares["digit"]) == len(shares["quadrant"]) == 6 and min(shares["digit"][:3]) > 0.9
+    assert np.mean(shares["digit"]) > max(0.8, np.mean(shares["quadrant"]))
     digit, quadrant = found["digit", "f_both", "evidence"], found["quadrant", "f_both", "evidence"]
     assert digit["agreement"] > found["digit", "fc", "map"]["agreement"]
     assert quadrant["accuracy"] > 0.85 * digit["accuracy"]
@@ -264,8 +270,26 @@ def test_learned_layers_share_over_the_quadrants_and_break_it_where_they_are_ask
     for task in ("digit", "quadrant"):
         assert found[task, "f_both", "evidence"]["nll"] < min(found[task, name, "map"]["nll"] for name in ("f_both", "fc"))
     evidence = {name: row["log_evidence"] for name, row in found.items()}
-    assert evidence["digit", "conv", "evidence"] > evidence["digit", "fc", "map"]
+    assert min(evidence["digit", name, "evidence"] for name in ("conv", "f_both")) > evidence["digit", "fc", "map"]
     assert (
         min(evidence["quadrant", "f_both", "evidence"], evidence["quadrant", "fc", "map"])
         > evidence["quadrant", "conv", "evidence"]
     )
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(3600)
+def test_turned_digits_leave_more_to_the_group_convolutions():
+    what = ("group_share", "group_share_least", "group_energy", "group_energy_least", "agreement")
+    found = {task: {name: [] for name in (*what, "nearer")} for task in ("rotated", "upright")}
+    for task, seed in itertools.product(found, (1, 2, 3)):
+        rows = MIXED_GROUPS.run(Options(seed=seed, task=task, progress=False)).rows
+        assert all(row["share"] < 0.1 for row in rows if row.get("pathway") == "full")
+        near, far = (row for row in rows if "accuracy" in row)
+        (chosen,) = (row for row in (near, far) if row["chosen"])
+        for name in what:
+            found[task][name].append(chosen[name])
+        found[task]["nearer"].append(near["log_evidence"] - far["log_evidence"])  # for the start nearer to the group
+        print(task, seed, {name: values[-1] for name, values in found[task].items()}, chosen["relative"], chosen["nll"])
+    for name in (*what, "nearer"):
+        assert np.mean(found["rotated"][name]) > np.mean(found["upright"][name]), name

@@ -3,14 +3,18 @@
 import struct
 from functools import partial
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bayes_sym.diagnostics import PathwayShare, PathwayShares
 from bayes_sym.errors import OptionError
-from bayes_sym.experiments import EXPERIMENTS, Options
-from bayes_sym.experiments.learned_layers import Job, learn, rows_of
+from bayes_sym.experiments import EXPERIMENTS, Options, mixed_groups
+from bayes_sym.experiments.learned_layers import Job, Outcome, _exact, learn, rows_of
 from bayes_sym.experiments.mixed_groups import _digits as turned_digits
 from bayes_sym.experiments.quadrant import _digits, _files
+from bayes_sym.inference import Problem, hold_evidence
 from bayes_sym.models import LadderClassifier
 
 
@@ -60,3 +64,45 @@ def test_local_files_of_mnist_take_the_place_of_the_small_digits(tmp_path):
 def test_cifar_needs_files():
     with pytest.raises(OptionError, match="cifar10 reads local files: pass --data-dir"):
         EXPERIMENTS["quadrant"].run(Options(task="cifar10"))
+
+
+def test_the_exact_evidence_chooses_where_mixed_groups_starts(monkeypatch):
+    def outcome(relative, evidence, shares):
+        rows = [
+            PathwayShare(str(2 * i), pathway, 3.0, 9, 0.3, part, 1.0, part / 2, 1.0)
+            for i, share in enumerate(shares)
+            for pathway, part in (("group", share), ("conv", 1 - share))
+        ]
+        scores = {"model": "mixed", "inference": "evidence", "relative": relative, "accuracy": 0.5, "log_evidence": evidence}
+        return Outcome(scores, PathwayShares(tuple(rows)), [])
+
+    asked = []
+
+    def finished(fn, jobs, options, **_):
+        asked.extend(jobs)
+        return [outcome(jobs[0].model.relative, -7.0, (0.9, 0.7)), outcome(jobs[1].model.relative, -5.0, (0.5, 0.8))]
+
+    monkeypatch.setattr(mixed_groups, "side_by_side", finished)
+    rows = mixed_groups.MIXED_GROUPS.run(Options(task="upright")).rows
+    assert all(job.learned and job.model.choose == "energy" for job in asked)  # the centroid's choice does not commute with turns
+    near, far = (row for row in rows if "accuracy" in row)
+    assert (near["relative"], far["relative"]) == (0.1, 0.3) and (near["chosen"], far["chosen"]) == (False, True)
+    assert (near["group_share"], near["group_share_least"]) == pytest.approx((0.8, 0.7))
+    assert (far["group_energy"], far["group_energy_least"]) == pytest.approx((0.325, 0.25))
+    assert all(row["task"] == "upright" for row in rows)
+    assert [row["relative"] for row in rows if "pathway" in row] == 4 * [0.1] + 4 * [0.3]
+
+
+def test_the_exact_evidence_survives_priors_that_are_too_wide_for_float32(x64):
+    model = LadderClassifier("conv", 16, 1, 10, 1, 1e4, totals="held", activation="silu", smooth=2)
+    x, y, *_ = _digits("digit", 12, 0)
+    with jax.enable_x64(False):
+        params = Problem(model, starts=(("net.*bias", 0.0),)).initial(jax.random.key(0), (x, y), start=1e-4)
+        params = {**params, "strength": jnp.asarray(model.start())}
+        evidence, gamma = _exact(model, params, x, y)
+    options = {"optimise": ("strength",), "curvature": "dual", "correction": "seen"}
+    wide = {name: np.asarray(value, float) for name, value in params.items()}
+    held = hold_evidence(Problem(model), wide, x.astype(float), y, **options)  # with all columns, as there are few
+    assert float(evidence.value) == pytest.approx(float(held({"strength": wide["strength"]}).value), rel=1e-6)
+    assert evidence.value.dtype == np.float64, "float32 was good enough, so this test shows nothing"
+    assert 0 < sum(float(value) for value in gamma.values()) < 12 * 9
