@@ -280,7 +280,7 @@ def test_learned_layers_share_over_the_quadrants_and_break_it_where_they_are_ask
 @pytest.mark.acceptance
 @pytest.mark.timeout(3600)
 def test_turned_digits_leave_more_to_the_group_convolutions():
-    what = ("group_share", "group_share_least", "group_energy", "group_energy_least", "agreement")
+    what = ("group_energy", "group_energy_least", "agreement")
     found = {task: {name: [] for name in (*what, "nearer")} for task in ("rotated", "upright")}
     for task, seed in itertools.product(found, (1, 2, 3)):
         rows = MIXED_GROUPS.run(Options(seed=seed, task=task, progress=False)).rows
