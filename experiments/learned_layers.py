@@ -49,7 +49,7 @@ COLUMNS = {
 """The columns of the printed table."""
 
 
-_COLUMNS = 800  # of the Fisher roots: half as many again as the effective parameters of the nets here
+_COLUMNS = 800  # of the Fisher roots while "dual" is climbed; twice as many at the end, above the effective parameters
 _GAIN = 2.0  # strength of the first weights: with less, signals die out through the means of pixels and the activations
 _RATE = 0.028  # learning rate at the start, relative to the first weights
 
