@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,10 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from scipy.optimize import brentq
 
 from bayes_sym.diagnostics import PathwayShare, PathwayShares, calibration, pathway_shares, plot_pathway_shares
-from bayes_sym.errors import CollapseWarning
+from bayes_sym.errors import CollapseWarning, CurvatureError
 from bayes_sym.inference import MAP, Evidence, Laplace, Problem, Progress, fit, hold_evidence
+from bayes_sym.inference.plan import Keys
 from bayes_sym.inference.posterior import GaussianPosterior
 from bayes_sym.inference.problem import Values
 from bayes_sym.models import LadderClassifier
@@ -49,9 +52,10 @@ COLUMNS = {
 """The columns of the printed table."""
 
 
+_MEASURED, _STRENGTHS = 200, (0.1, 30.0)  # images whose logits are measured, and between which strengths
 _COLUMNS = 800  # of the Fisher roots while "dual" is climbed; twice as many at the end, above the effective parameters
 _GAIN = 2.0  # strength of the first weights: with less, signals die out through the means of pixels and the activations
-_RATE = 0.028  # learning rate at the start, relative to the first weights
+_RATE = 0.028  # learning rate at the start, relative to first weights of that strength
 
 
 class Job(NamedTuple):
@@ -66,6 +70,7 @@ class Job(NamedTuple):
         seed: of the fit.
         batch: images per step.
         burn_in: the part of the steps before strengths move.
+        spread: standard deviation over images that the logits start with, where not every net starts with the same strength.
         objective: the curvature of the evidence that moves the strengths; see `Laplace`.
         evidence: whether the evidence of a MAP is worked out too, at the strengths that it has.
 
@@ -80,6 +85,7 @@ class Job(NamedTuple):
     seed: int
     batch: int = 100
     burn_in: float = 0.2
+    spread: float | None = None
     objective: str = "kfac_reduce"
     evidence: bool = False
 
@@ -103,9 +109,35 @@ class Outcome:
         plot_pathway_shares(self.history, "energy", figure)
 
 
-def _scheme(job: Job) -> Laplace | MAP:
-    start = _GAIN / job.model.scale
-    optimizer = optax.adam(optax.cosine_decay_schedule(_RATE * start, job.steps, 0.05))
+def _start(job: Job, problem: Problem, x: np.ndarray, y: np.ndarray) -> float:
+    """What the weights that the prior draws are multiplied with.
+
+    Through the layers of a narrow net the size of its logits depends on the draw: at one and the same strength it differs by
+    factors of 50 between seeds (docs/decisions.md). With `Job.spread` the draw itself is measured.
+    """
+    if job.spread is None:
+        return _GAIN / job.model.scale
+    drawn = problem.initial(Keys.of(jax.random.key(job.seed)).init, (jnp.asarray(x), jnp.asarray(y)))
+    weights, images = _weights(drawn), jnp.asarray(x[:_MEASURED])
+
+    @jax.jit
+    def spread(start: jax.Array) -> jax.Array:
+        logits = job.model.spec.apply({name: start * value for name, value in weights.items()}, images)
+        return (logits - logits.mean(axis=0)).std()
+
+    def excess(log_strength: float) -> float:
+        return float(spread(jnp.asarray(np.exp(log_strength) / job.model.scale, images.dtype))) - job.spread
+
+    return float(np.exp(brentq(excess, *np.log(_STRENGTHS), xtol=1e-3)) / job.model.scale)
+
+
+def _weights(params: Values) -> Values:
+    """The weights of the net by the names that its layers give them."""
+    return {name.removeprefix("net."): value for name, value in params.items() if name.startswith("net.")}
+
+
+def _scheme(job: Job, start: float) -> Laplace | MAP:
+    optimizer = optax.adam(optax.cosine_decay_schedule(_RATE * _GAIN / job.model.scale, job.steps, 0.05))
     if not job.learned:
         return MAP(optimizer, whiten=True, start=start)
     # KFAC's numbers are worked out in a moment, those of the dual form are not: fewer updates, each going farther
@@ -132,7 +164,9 @@ def learn(job: Job) -> Outcome:
     """Fits the net and scores its mode."""
     x, y, x_test, y_test, transforms = job.data()
     model = replace(job.model, learned=job.learned)
-    problem, spec = Problem(model, starts=(("net.*bias", 0.0),)), model.spec
+    # the median of a few draws of the prior would do for other hyperparameters, but where strengths start is what is compared here
+    starts = (("net.*bias", 0.0), *((("strength", model.start()),) if job.learned else ()))
+    problem, spec = Problem(model, starts=starts), model.spec
     history: list[tuple[int, PathwayShares]] = []
 
     def watch(progress: Progress) -> None:
@@ -142,7 +176,7 @@ def learn(job: Job) -> Outcome:
         warnings.simplefilter("always", CollapseWarning)
         found = fit(
             problem,
-            _scheme(job),
+            _scheme(job, _start(job, problem, x, y)),
             jax.random.key(job.seed),
             x,
             y,
@@ -153,7 +187,7 @@ def learn(job: Job) -> Outcome:
         )
     posterior = found.posterior
     params = posterior.mean if isinstance(posterior, GaussianPosterior) else found.state.z
-    weights = {name.removeprefix("net."): value for name, value in params.items() if name.startswith("net.")}
+    weights = _weights(params)
     predict = jax.jit(lambda x: jax.nn.softmax(spec.apply(weights, x)))
     quality = calibration(predict(jnp.asarray(x_test)), y_test)
     by_transform = np.stack([np.asarray(predict(jnp.asarray(some))) for some in transforms])
@@ -193,8 +227,7 @@ def learn(job: Job) -> Outcome:
 def _exact(model: LadderClassifier, params: Values, x: np.ndarray, y: np.ndarray) -> tuple[Evidence, Values]:
     """The evidence in its dual form, and effective parameters by site.
 
-    The kernel of a deep net with wide priors has eigenvalues from 1 to beyond what float32 tells apart, and is then not positive
-    definite there: it is worked out again in float64.
+    Where the kernel of a deep net with wide priors is indefinite in float32, it is worked out again in float64.
     """
 
     def at(params: Values, x: np.ndarray) -> tuple[Evidence, Values]:
@@ -212,9 +245,8 @@ def _exact(model: LadderClassifier, params: Values, x: np.ndarray, y: np.ndarray
         strength = {"strength": params["strength"]}
         return held(strength), held.effective_parameters(strength)
 
-    found = at(params, x)
-    if np.isfinite(float(found[0].value)):
-        return found
+    with suppress(CurvatureError):
+        return at(params, x)
     with jax.enable_x64(True):
         return at({name: jnp.asarray(np.asarray(value), float) for name, value in params.items()}, x.astype(float))
 

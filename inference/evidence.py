@@ -136,7 +136,7 @@ def log_evidence(
 
     Raises:
         CurvatureError: unknown or too large a curvature, a likelihood without a Fisher root, or (outside jit) a Hessian
-            that is indefinite.
+            that is indefinite, or a kernel of rows that float32 cannot tell from an indefinite one.
         PriorError: a prior that this curvature cannot price.
         OptionError: sites that are missing from `params`, or an option out of its range.
     """
@@ -144,19 +144,26 @@ def log_evidence(
     free, fixed = split_sites(problem, params, data, optimise)
     check_options(curvature, correction, block_size, chunk)
     factor = _factor(num_rows, data)
-    evidence = _at(problem, free, fixed, data, curvature, correction, as_probes(probes, key), basis, block_size, chunk, factor)
-    if not isinstance(evidence.value, jax.core.Tracer) and not bool(jnp.isfinite(evidence.value)):
-        raise CurvatureError(_not_finite(evidence))
-    return evidence
+    return finite(
+        _at(problem, free, fixed, data, curvature, correction, as_probes(probes, key), basis, block_size, chunk, factor)
+    )
 
 
-def _not_finite(evidence: Evidence) -> str:
+def finite(evidence: Evidence) -> Evidence:
+    """The evidence itself; outside jit, one that is not finite is refused by what makes it so."""
+    if isinstance(evidence.value, jax.core.Tracer) or bool(jnp.isfinite(evidence.value)):
+        return evidence
     start = f"the {evidence.kind} evidence is {evidence.value} (log likelihood {evidence.log_likelihood}): "
     if evidence.kind == "laplace-hessian":
-        return (
-            start + "the Hessian of the log joint is indefinite here, so this is no mode. Train further, or use curvature='full'"
+        reason = "the Hessian of the log joint is indefinite here, so this is no mode. Train further, or use curvature='full'"
+    elif evidence.kind.startswith("laplace-dual") and evidence.value.dtype == jnp.float32:
+        reason = (
+            "under so wide a prior the kernel of the rows has eigenvalues farther apart than float32 tells, and comes out indefinite. "
+            "Work in float64: with jax.enable_x64(True), params and data in float64"
         )
-    return start + "the Hessian of a prior is indefinite at this point. Name scale hyperparameters in optimise=(...)"
+    else:
+        reason = "the Hessian of a prior is indefinite at this point. Name scale hyperparameters in optimise=(...)"
+    raise CurvatureError(start + reason)
 
 
 @full_precision

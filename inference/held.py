@@ -25,6 +25,7 @@ from .evidence import (
     as_probes,
     check_options,
     evidence_kind,
+    finite,
     log_likelihood_at,
     price,
     settled,
@@ -63,8 +64,8 @@ class HeldEvidence:
 
     @full_precision
     def __call__(self, fixed: Mapping[str, jax.Array]) -> Evidence:
-        """The evidence at these values of the held sites."""
-        return _priced(self, {name: jnp.asarray(value) for name, value in fixed.items()})
+        """The evidence at these values of the held sites; outside jit, a `CurvatureError` where it is not finite."""
+        return finite(_priced(self, {name: jnp.asarray(value) for name, value in fixed.items()}))
 
     @full_precision
     def effective_parameters(self, fixed: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

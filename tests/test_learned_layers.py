@@ -6,15 +6,16 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from bayes_sym.diagnostics import PathwayShare, PathwayShares
-from bayes_sym.errors import OptionError
+from bayes_sym.errors import CurvatureError, OptionError
 from bayes_sym.experiments import EXPERIMENTS, Options, mixed_groups
-from bayes_sym.experiments.learned_layers import Job, Outcome, _exact, learn, rows_of
+from bayes_sym.experiments.learned_layers import Job, Outcome, _exact, _start, learn, rows_of
 from bayes_sym.experiments.mixed_groups import _digits as turned_digits
 from bayes_sym.experiments.quadrant import _digits, _files
-from bayes_sym.inference import Problem, hold_evidence
+from bayes_sym.inference import MAP, Problem, fit, hold_evidence
 from bayes_sym.models import LadderClassifier
 
 
@@ -31,6 +32,18 @@ def test_a_short_fit_reports_its_evidence_and_every_pathway(learned, objective):
     assert net["parameters"] == sum(row["parameters"] for row in layers) == model.spec.num_weights()
     assert [row["pathway"] for row in layers] == ["conv"] * 6 + ["", ""]
     assert net["agreement"] == 1.0  # convolutions alone do not see shifts
+
+
+def test_the_first_weights_spread_the_logits_as_asked():
+    model = LadderClassifier("conv", 16, 1, 10, 1, 11.3, totals="held", activation="silu", smooth=2)
+    x, y, *_ = data = _digits("digit", 40, 0)
+    problem = Problem(model, starts=(("net.*bias", 0.0),))
+    for spread in (0.5, 1.0):
+        start = _start(Job(model, True, lambda: data, 4, 3, spread=spread), problem, x, y)
+        still = MAP(optax.sgd(0.0), whiten=True, start=start)
+        first = fit(problem, still, jax.random.key(3), x, y, num_steps=1, progress=False).state.z
+        logits = model.spec.apply({name.removeprefix("net."): value for name, value in first.items()}, jnp.asarray(x))
+        assert float((logits - logits.mean(axis=0)).std()) == pytest.approx(spread, rel=0.05)
 
 
 def test_upright_and_turned_digits_differ_by_quarter_turns_alone():
@@ -86,23 +99,25 @@ def test_the_exact_evidence_chooses_where_mixed_groups_starts(monkeypatch):
     rows = mixed_groups.MIXED_GROUPS.run(Options(task="upright")).rows
     assert all(job.learned and job.model.choose == "energy" for job in asked)  # the centroid's choice does not commute with turns
     near, far = (row for row in rows if "accuracy" in row)
-    assert (near["relative"], far["relative"]) == (0.1, 0.3) and (near["chosen"], far["chosen"]) == (False, True)
+    assert (near["relative"], far["relative"]) == (0.1, 1.0) and (near["chosen"], far["chosen"]) == (False, True)
     assert (near["group_share"], near["group_share_least"]) == pytest.approx((0.8, 0.7))
     assert (far["group_energy"], far["group_energy_least"]) == pytest.approx((0.325, 0.25))
     assert all(row["task"] == "upright" for row in rows)
-    assert [row["relative"] for row in rows if "pathway" in row] == 4 * [0.1] + 4 * [0.3]
+    assert [row["relative"] for row in rows if "pathway" in row] == 4 * [0.1] + 4 * [1.0]
 
 
 def test_the_exact_evidence_survives_priors_that_are_too_wide_for_float32(x64):
     model = LadderClassifier("conv", 16, 1, 10, 1, 1e4, totals="held", activation="silu", smooth=2)
     x, y, *_ = _digits("digit", 12, 0)
+    options = {"optimise": ("strength",), "curvature": "dual", "correction": "seen"}
     with jax.enable_x64(False):
         params = Problem(model, starts=(("net.*bias", 0.0),)).initial(jax.random.key(0), (x, y), start=1e-4)
         params = {**params, "strength": jnp.asarray(model.start())}
         evidence, gamma = _exact(model, params, x, y)
-    options = {"optimise": ("strength",), "curvature": "dual", "correction": "seen"}
+        with pytest.raises(CurvatureError, match=r"dual evidence is nan.*Work in float64"):
+            hold_evidence(Problem(model), params, x, y, **options)({"strength": params["strength"]})
     wide = {name: np.asarray(value, float) for name, value in params.items()}
     held = hold_evidence(Problem(model), wide, x.astype(float), y, **options)  # with all columns, as there are few
     assert float(evidence.value) == pytest.approx(float(held({"strength": wide["strength"]}).value), rel=1e-6)
-    assert evidence.value.dtype == np.float64, "float32 was good enough, so this test shows nothing"
+    assert evidence.value.dtype == np.float64
     assert 0 < sum(float(value) for value in gamma.values()) < 12 * 9
