@@ -20,6 +20,7 @@ from bayes_sym.inference import MAP, Evidence, Laplace, Problem, Progress, fit, 
 from bayes_sym.inference.plan import Keys
 from bayes_sym.inference.posterior import GaussianPosterior
 from bayes_sym.inference.problem import Values
+from bayes_sym.layers import pathways
 from bayes_sym.models import LadderClassifier
 
 
@@ -70,7 +71,7 @@ class Job(NamedTuple):
         seed: of the fit.
         batch: images per step.
         burn_in: the part of the steps before strengths move.
-        spread: standard deviation over images that the logits start with, where not every net starts with the same strength.
+        spread: standard deviation over images that the logits start with, about 0; None for first weights of one strength.
         objective: the curvature of the evidence that moves the strengths; see `Laplace`.
         evidence: whether the evidence of a MAP is worked out too, at the strengths that it has.
 
@@ -109,26 +110,28 @@ class Outcome:
         plot_pathway_shares(self.history, "energy", figure)
 
 
-def _start(job: Job, problem: Problem, x: np.ndarray, y: np.ndarray) -> float:
-    """What the weights that the prior draws are multiplied with.
+def _measured(job: Job, problem: Problem, x: np.ndarray, y: np.ndarray) -> tuple[float, Problem]:
+    """What the weights that the prior draws are multiplied with, and the problem with last biases that centre the logits.
 
     Through the layers of a narrow net the size of its logits depends on the draw: at one and the same strength it differs by
-    factors of 50 between seeds (docs/decisions.md). With `Job.spread` the draw itself is measured.
+    factors of 50 between seeds, and most of it is the same for every image (docs/decisions.md). So the draw itself is measured.
     """
-    if job.spread is None:
-        return _GAIN / job.model.scale
     drawn = problem.initial(Keys.of(jax.random.key(job.seed)).init, (jnp.asarray(x), jnp.asarray(y)))
     weights, images = _weights(drawn), jnp.asarray(x[:_MEASURED])
 
     @jax.jit
-    def spread(start: jax.Array) -> jax.Array:
-        logits = job.model.spec.apply({name: start * value for name, value in weights.items()}, images)
-        return (logits - logits.mean(axis=0)).std()
+    def logits_at(start: jax.Array) -> jax.Array:
+        return job.model.spec.apply({name: start * value for name, value in weights.items()}, images)
 
-    def excess(log_strength: float) -> float:
-        return float(spread(jnp.asarray(np.exp(log_strength) / job.model.scale, images.dtype))) - job.spread
+    def logits(log_strength: float) -> tuple[np.ndarray, np.ndarray]:
+        """Their means, and what is left of them."""
+        found = np.asarray(logits_at(jnp.asarray(np.exp(log_strength) / job.model.scale, images.dtype)), float)
+        return found.mean(axis=0), found - found.mean(axis=0)
 
-    return float(np.exp(brentq(excess, *np.log(_STRENGTHS), xtol=1e-3)) / job.model.scale)
+    strength = brentq(lambda log: logits(log)[1].std() - job.spread, *np.log(_STRENGTHS), xtol=1e-3)
+    (last,) = (f"net.{site}" for site in pathways(job.model.spec)[-1].sites if site.endswith("bias"))
+    centred = ((last, tuple(-logits(strength)[0])), *problem.starts)
+    return float(np.exp(strength) / job.model.scale), replace(problem, starts=centred)
 
 
 def _weights(params: Values) -> Values:
@@ -166,7 +169,9 @@ def learn(job: Job) -> Outcome:
     model = replace(job.model, learned=job.learned)
     # the median of a few draws of the prior would do for other hyperparameters, but where strengths start is what is compared here
     starts = (("net.*bias", 0.0), *((("strength", model.start()),) if job.learned else ()))
-    problem, spec = Problem(model, starts=starts), model.spec
+    problem, spec, start = Problem(model, starts=starts), model.spec, _GAIN / model.scale
+    if job.spread is not None:
+        start, problem = _measured(job, problem, x, y)
     history: list[tuple[int, PathwayShares]] = []
 
     def watch(progress: Progress) -> None:
@@ -176,7 +181,7 @@ def learn(job: Job) -> Outcome:
         warnings.simplefilter("always", CollapseWarning)
         found = fit(
             problem,
-            _scheme(job, _start(job, problem, x, y)),
+            _scheme(job, start),
             jax.random.key(job.seed),
             x,
             y,
