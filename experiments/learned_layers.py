@@ -53,8 +53,9 @@ COLUMNS = {
 """The columns of the printed table."""
 
 
-_MEASURED, _STRENGTHS = 200, (0.1, 30.0)  # images whose logits are measured, and between which strengths
-_COLUMNS = 800  # of the Fisher roots while "dual" is climbed; twice as many at the end, above the effective parameters
+_MEASURED = 200  # images that logits at the start, and energies over training, are measured on
+_STRENGTHS = (0.1, 30.0)  # of the first weights, between which the one is sought that spreads the logits as asked
+_COLUMNS = 800  # of the Fisher roots while "dual" is climbed
 _GAIN = 2.0  # strength of the first weights: with less, signals die out through the means of pixels and the activations
 _RATE = 0.028  # learning rate at the start, relative to first weights of that strength
 
@@ -72,8 +73,10 @@ class Job(NamedTuple):
         batch: images per step.
         burn_in: the part of the steps before strengths move.
         spread: standard deviation over images that the logits start with, about 0; None for first weights of one strength.
+        clip: the longest gradient of the whitened weights, per image; None for any length.
         objective: the curvature of the evidence that moves the strengths; see `Laplace`.
         evidence: whether the evidence of a MAP is worked out too, at the strengths that it has.
+        columns: of the Fisher roots, to draw for that evidence: more than there are effective parameters.
 
     A net with a wider prior (`LadderClassifier.scale`) starts at the same weights, and its steps are as long. Biases start at 0:
     drawn from the prior they would add up to the same large outputs for every image (docs/decisions.md).
@@ -87,8 +90,10 @@ class Job(NamedTuple):
     batch: int = 100
     burn_in: float = 0.2
     spread: float | None = None
+    clip: float | None = None
     objective: str = "kfac_reduce"
     evidence: bool = False
+    columns: int = 1600
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,8 @@ def _weights(params: Values) -> Values:
 
 def _scheme(job: Job, start: float) -> Laplace | MAP:
     optimizer = optax.adam(optax.cosine_decay_schedule(_RATE * _GAIN / job.model.scale, job.steps, 0.05))
+    if job.clip is not None:
+        optimizer = optax.chain(optax.clip_by_global_norm(job.clip), optimizer)
     if not job.learned:
         return MAP(optimizer, whiten=True, start=start)
     # KFAC's numbers are worked out in a moment, those of the dual form are not: fewer updates, each going farther
@@ -175,7 +182,7 @@ def learn(job: Job) -> Outcome:
     history: list[tuple[int, PathwayShares]] = []
 
     def watch(progress: Progress) -> None:
-        history.append((progress.step, pathway_shares(spec, progress.state.z, x_test)))
+        history.append((progress.step, pathway_shares(spec, progress.state.z, x_test[:_MEASURED])))
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", CollapseWarning)
@@ -219,7 +226,7 @@ def learn(job: Job) -> Outcome:
         strength = {"strength": jnp.asarray(model.start())}
     else:
         return Outcome(scores, None, history)
-    evidence, gamma = _exact(replace(model, learned=True), {**params, **strength}, x, y)
+    evidence, gamma = _exact(replace(model, learned=True), {**params, **strength}, x, y, job.columns)
     scores["log_evidence"] = float(evidence.value)
     scores["log_evidence_per_row"] = scores["log_evidence"] / len(x)
     scores["evidence_kind"] = evidence.kind
@@ -229,7 +236,7 @@ def learn(job: Job) -> Outcome:
     return Outcome(scores, pathway_shares(spec, params, x_test, gamma=gamma, strengths=strengths), history)
 
 
-def _exact(model: LadderClassifier, params: Values, x: np.ndarray, y: np.ndarray) -> tuple[Evidence, Values]:
+def _exact(model: LadderClassifier, params: Values, x: np.ndarray, y: np.ndarray, columns: int) -> tuple[Evidence, Values]:
     """The evidence in its dual form, and effective parameters by site.
 
     Where the kernel of a deep net with wide priors is indefinite in float32, it is worked out again in float64.
@@ -244,7 +251,7 @@ def _exact(model: LadderClassifier, params: Values, x: np.ndarray, y: np.ndarray
             optimise=("strength",),
             curvature="dual",
             correction="seen",  # the many weights that the data leave open need longer than the fit to come to their prior mean
-            probes=2 * _COLUMNS,
+            probes=columns,
             key=jax.random.key(1),
         )
         strength = {"strength": params["strength"]}

@@ -24,8 +24,10 @@ __all__ = ["MIXED_GROUPS"]
 
 _WIDTH, _STEPS, _BATCH, _NUM_TRAIN = 3, 500, 32, 600
 _SCALE = 11.3  # total strength of a layer, as in the quadrant experiment
-_BURN_IN = 0.4  # of the steps: strengths that move earlier follow weights that have learned nothing yet
+_COLUMNS = 1200  # for the exact evidence of 250 to 750 effective parameters
+_BURN_IN = 0.6  # of the steps: strengths that move earlier follow weights that have learned nothing yet
 _SPREAD = 1.0  # of the logits at the start: so narrow a net starts small or large by chance
+_CLIP = 0.3  # of gradients: in one fit of three, a few long ones keep the net from learning (docs/decisions.md)
 _STARTS = (0.1, 1.0)  # of every pathway's strength to that of the one before it, which has more symmetry
 
 
@@ -46,9 +48,8 @@ def _run(options: Options) -> Findings:
     num_train = _NUM_TRAIN if options.num_train is None else options.num_train
     data = partial(_digits, task, num_train, options.seed)
     steps = options.steps or _STEPS
-    jobs = [
-        Job(_net(relative), True, data, steps, options.seed, _BATCH, burn_in=_BURN_IN, spread=_SPREAD) for relative in _STARTS
-    ]
+    how = {"burn_in": _BURN_IN, "spread": _SPREAD, "clip": _CLIP, "columns": _COLUMNS}
+    jobs = [Job(_net(relative), True, data, steps, options.seed, _BATCH, **how) for relative in _STARTS]
     outcomes: list[Outcome] = side_by_side(learn, jobs, options, again=outcome_of, quick=True)
     best = max(outcomes, key=lambda outcome: outcome.scores["log_evidence"])
     rows = []
