@@ -22,7 +22,7 @@ from .side_by_side import side_by_side
 
 __all__ = ["MIXED_GROUPS"]
 
-_WIDTH, _STEPS, _BATCH, _NUM_TRAIN = 3, 500, 32, 600
+_WIDTH, _STEPS, _BATCH, _NUM_TRAIN = 3, 1000, 16, 600
 _SCALE = 11.3  # total strength of a layer, as in the quadrant experiment
 _COLUMNS = 1200  # for the exact evidence of 250 to 750 effective parameters
 _BURN_IN = 0.6  # of the steps: strengths that move earlier follow weights that have learned nothing yet
@@ -48,8 +48,8 @@ def _run(options: Options) -> Findings:
     num_train = _NUM_TRAIN if options.num_train is None else options.num_train
     data = partial(_digits, task, num_train, options.seed)
     steps = options.steps or _STEPS
-    how = {"burn_in": _BURN_IN, "spread": _SPREAD, "clip": _CLIP, "columns": _COLUMNS}
-    jobs = [Job(_net(relative), True, data, steps, options.seed, _BATCH, **how) for relative in _STARTS]
+    job = Job(_net(1.0), True, data, steps, options.seed, _BATCH, _BURN_IN, _SPREAD, _CLIP, columns=_COLUMNS)
+    jobs = [job._replace(model=_net(relative)) for relative in _STARTS]
     outcomes: list[Outcome] = side_by_side(learn, jobs, options, again=outcome_of, quick=True)
     best = max(outcomes, key=lambda outcome: outcome.scores["log_evidence"])
     rows = []

@@ -170,8 +170,9 @@ class LadderClassifier:
     without it. At their start the pathways of a layer share the variance that keeps signals alive through ReLU, in equal parts
     unless `relative` says otherwise.
 
-    Start the biases of this deep net at 0, ``Problem(model, starts=(("net.*bias", 0.0),))``: drawn from the prior they add up to large
-    outputs that are the same for every image, and a fit spends most of its time on them (docs/decisions.md).
+    Start the biases of this deep net at 0 and the strengths at `start`, ``Problem(model, starts=(("net.*bias", 0.0), ("strength",
+    model.start())))``. Drawn from the prior biases add up to large outputs that are the same for every image, and a fit spends most
+    of its time on them; strengths would start at the median of a few draws, up to twice too large or small (docs/decisions.md).
 
     Attributes:
         variant: one of `VARIANTS`, or ``"mixed"``; see `ladder_spec`.
