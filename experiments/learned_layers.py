@@ -16,7 +16,7 @@ from scipy.optimize import brentq
 
 from bayes_sym.diagnostics import PathwayShare, PathwayShares, calibration, pathway_shares, plot_pathway_shares
 from bayes_sym.errors import CollapseWarning, CurvatureError
-from bayes_sym.inference import MAP, Evidence, Laplace, Problem, Progress, fit, hold_evidence
+from bayes_sym.inference import MAP, Evidence, HeldEvidence, Laplace, Problem, Progress, fit, hold_evidence
 from bayes_sym.inference.plan import Keys
 from bayes_sym.inference.posterior import GaussianPosterior
 from bayes_sym.inference.problem import Values
@@ -77,6 +77,7 @@ class Job(NamedTuple):
         objective: the curvature of the evidence that moves the strengths; see `Laplace`.
         evidence: whether the evidence of a MAP is worked out too, at the strengths that it has.
         columns: of the Fisher roots, to draw for that evidence: more than there are effective parameters.
+        climb: steps that the strengths take up that evidence in the end, while the weights are held.
 
     A net with a wider prior (`LadderClassifier.scale`) starts at the same weights, and its steps are as long. Biases start at 0:
     drawn from the prior they would add up to the same large outputs for every image (docs/decisions.md).
@@ -94,6 +95,7 @@ class Job(NamedTuple):
     objective: str = "kfac_reduce"
     evidence: bool = False
     columns: int = 1600
+    climb: int = 0
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ def learn(job: Job) -> Outcome:
             y,
             num_steps=job.steps,
             batch_size=min(job.batch, len(x)),
-            callbacks=(watch,) if job.learned else (),
+            callbacks=(watch,) if job.learned or job.climb else (),
             progress=False,
         )
     posterior = found.posterior
@@ -206,7 +208,7 @@ def learn(job: Job) -> Outcome:
     labels = by_transform.argmax(axis=-1)
     scores: dict[str, Any] = {
         "model": job.model.variant,
-        "inference": "evidence" if job.learned else "map",
+        "inference": "evidence" if job.learned or job.climb else "map",
         "scale": model.scale,
         "relative": model.relative,
         "accuracy": quality.accuracy,
@@ -221,46 +223,62 @@ def learn(job: Job) -> Outcome:
         "seconds": round(found.seconds, 1),
     }
     if job.learned:
-        strength = {"strength": jnp.exp(params["strength"])}
+        strength = jnp.exp(params["strength"])
     elif job.evidence:
-        strength = {"strength": jnp.asarray(model.start())}
+        strength = jnp.asarray(model.start())
     else:
         return Outcome(scores, None, history)
-    evidence, gamma = _exact(replace(model, learned=True), {**params, **strength}, x, y, job.columns)
+    strength, evidence, gamma = _exact(job, {**params, "strength": strength}, x, y)
     scores["log_evidence"] = float(evidence.value)
     scores["log_evidence_per_row"] = scores["log_evidence"] / len(x)
     scores["evidence_kind"] = evidence.kind
     scores["scatter"] = float(evidence.scatter)
     scores["effective"] = float(sum(gamma.values()))
-    strengths = list(np.asarray(model.strengths(strength["strength"])))
+    strengths = list(np.asarray(model.strengths(strength)))
     return Outcome(scores, pathway_shares(spec, params, x_test, gamma=gamma, strengths=strengths), history)
 
 
-def _exact(model: LadderClassifier, params: Values, x: np.ndarray, y: np.ndarray, columns: int) -> tuple[Evidence, Values]:
-    """The evidence in its dual form, and effective parameters by site.
+def _exact(job: Job, params: Values, x: np.ndarray, y: np.ndarray) -> tuple[jax.Array, Evidence, Values]:
+    """The strengths, at the top of the exact evidence if it is climbed; this evidence; and effective parameters by site.
 
     Where the kernel of a deep net with wide priors is indefinite in float32, it is worked out again in float64.
     """
+    problem = Problem(replace(job.model, learned=True))
 
-    def at(params: Values, x: np.ndarray) -> tuple[Evidence, Values]:
+    def at(params: Values, x: np.ndarray) -> tuple[jax.Array, Evidence, Values]:
         held = hold_evidence(
-            Problem(model),
+            problem,
             params,
             x,
             y,
             optimise=("strength",),
             curvature="dual",
             correction="seen",  # the many weights that the data leave open need longer than the fit to come to their prior mean
-            probes=columns,
+            probes=job.columns,
             key=jax.random.key(1),
         )
-        strength = {"strength": params["strength"]}
-        return held(strength), held.effective_parameters(strength)
+        strength = _climbed(held, jnp.asarray(params["strength"]), job.climb)
+        return strength, held({"strength": strength}), held.effective_parameters({"strength": strength})
 
     with suppress(CurvatureError):
         return at(params, x)
     with jax.enable_x64(True):
         return at({name: jnp.asarray(np.asarray(value), float) for name, value in params.items()}, x.astype(float))
+
+
+def _climbed(held: HeldEvidence, strength: jax.Array, steps: int) -> jax.Array:
+    """The best of the strengths that so many steps up the evidence come by, the first ones included."""
+    descent = jax.jit(jax.value_and_grad(lambda log_strength: -held({"strength": jnp.exp(log_strength)}).value))
+    optimizer = optax.adam(0.3, b1=0.5)
+    log_strength = jnp.log(strength)
+    state, least = optimizer.init(log_strength), jnp.inf
+    for _ in range(steps):
+        value, gradient = descent(log_strength)
+        if value < least:
+            least, strength = value, jnp.exp(log_strength)
+        updates, state = optimizer.update(gradient, state, log_strength)
+        log_strength = optax.apply_updates(log_strength, updates)
+    return strength
 
 
 def outcome_of(kept: Sequence[Any]) -> Outcome:
