@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy.optimize import minimize
 
 from bayes_sym.diagnostics import PathwayShare, PathwayShares
 from bayes_sym.errors import CurvatureError, OptionError
@@ -80,31 +81,50 @@ def test_cifar_needs_files():
         EXPERIMENTS["quadrant"].run(Options(task="cifar10"))
 
 
-def test_the_exact_evidence_chooses_where_mixed_groups_starts(monkeypatch):
-    def outcome(relative, evidence, shares):
+def test_mixed_groups_reports_both_sets_of_digits(monkeypatch):
+    def outcome(shares):
         rows = [
             PathwayShare(str(2 * i), pathway, 3.0, 9, 0.3, part, 1.0, part / 2, 1.0)
             for i, share in enumerate(shares)
             for pathway, part in (("group", share), ("conv", 1 - share))
         ]
-        scores = {"model": "mixed", "inference": "evidence", "relative": relative, "accuracy": 0.5, "log_evidence": evidence}
-        return Outcome(scores, PathwayShares(tuple(rows)), [])
+        return Outcome({"model": "mixed", "inference": "evidence", "accuracy": 0.5}, PathwayShares(tuple(rows)), [])
 
     asked = []
 
     def finished(fn, jobs, options, **_):
         asked.extend(jobs)
-        return [outcome(jobs[0].model.relative, -7.0, (0.9, 0.7)), outcome(jobs[1].model.relative, -5.0, (0.5, 0.8))]
+        return [outcome((0.9, 0.7)), outcome((0.5, 0.8))]
 
     monkeypatch.setattr(mixed_groups, "side_by_side", finished)
-    rows = mixed_groups.MIXED_GROUPS.run(Options(task="upright")).rows
-    assert all(job.learned and job.model.choose == "energy" for job in asked)  # the centroid's choice does not commute with turns
-    near, far = (row for row in rows if "accuracy" in row)
-    assert (near["relative"], far["relative"]) == (0.1, 1.0) and (near["chosen"], far["chosen"]) == (False, True)
-    assert (near["group_share"], near["group_share_least"]) == pytest.approx((0.8, 0.7))
-    assert (far["group_energy"], far["group_energy_least"]) == pytest.approx((0.325, 0.25))
-    assert all(row["task"] == "upright" for row in rows)
-    assert [row["relative"] for row in rows if "pathway" in row] == 4 * [0.1] + 4 * [1.0]
+    found = mixed_groups.MIXED_GROUPS.run(Options(num_train=20))
+    assert all(job.climb and job.model.choose == "energy" for job in asked)  # the centroid's choice does not commute with turns
+    (x, *_), (upright, *_) = (job.data() for job in asked)
+    assert x.shape == upright.shape and not np.array_equal(x, upright)
+    turned, plain = (row for row in found.rows if "accuracy" in row)
+    assert (turned["task"], plain["task"]) == ("rotated", "upright")
+    assert (turned["group_share"], turned["group_share_least"]) == pytest.approx((0.8, 0.7))
+    assert (plain["group_energy"], plain["group_energy_least"]) == pytest.approx((0.325, 0.25))
+    assert [row["task"] for row in found.rows if "pathway" in row] == 4 * ["rotated"] + 4 * ["upright"]
+
+
+def test_climbed_strengths_are_at_the_top_of_the_exact_evidence(x64):
+    model = LadderClassifier("f_both", 16, 1, 10, 1, relative=0.3, totals="held")
+    x, y, *_ = _digits("digit", 12, 0)
+    x, strength = x.astype(float), jnp.asarray(model.start())
+    params = {**Problem(model, starts=(("net.*bias", 0.0),)).initial(jax.random.key(0), (x, y)), "strength": strength}
+    options = {"optimise": ("strength",), "curvature": "dual", "correction": "seen"}
+    held = hold_evidence(Problem(model), params, x, y, **options)  # 12 rows have all their columns
+    job = Job(model, False, lambda: None, 0, 0, columns=200, climb=60)
+    found, evidence, _ = _exact(job, params, x, y)
+    descent = jax.jit(jax.value_and_grad(lambda log_strength: -held({"strength": jnp.exp(log_strength)}).value))
+    inside = [(float(value) - 6, float(value) + 6) for value in jnp.log(strength)]  # a pathway may go on falling for ever
+    top = minimize(lambda z: tuple(map(np.asarray, descent(jnp.asarray(z)))), jnp.log(strength), jac=True, bounds=inside)
+    assert float(evidence.value) == pytest.approx(float(held({"strength": found}).value), abs=1e-6)
+    assert float(evidence.value) == pytest.approx(-top.fun, abs=0.05)
+    assert -top.fun > float(held({"strength": strength}).value) + 1
+    still, first, _ = _exact(job._replace(climb=0), params, x, y)
+    assert (still == strength).all() and float(first.value) == pytest.approx(float(held({"strength": strength}).value))
 
 
 def test_the_exact_evidence_survives_priors_that_are_too_wide_for_float32(x64):
@@ -114,7 +134,7 @@ def test_the_exact_evidence_survives_priors_that_are_too_wide_for_float32(x64):
     with jax.enable_x64(False):
         params = Problem(model, starts=(("net.*bias", 0.0),)).initial(jax.random.key(0), (x, y), start=1e-4)
         params = {**params, "strength": jnp.asarray(model.start())}
-        evidence, gamma = _exact(model, params, x, y, 200)
+        _, evidence, gamma = _exact(Job(model, False, lambda: None, 0, 0, columns=200), params, x, y)
         with pytest.raises(CurvatureError, match=r"dual evidence is nan.*Work in float64"):
             hold_evidence(Problem(model), params, x, y, **options)({"strength": params["strength"]})
     wide = {name: np.asarray(value, float) for name, value in params.items()}
