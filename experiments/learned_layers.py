@@ -77,7 +77,7 @@ class Job(NamedTuple):
         objective: the curvature of the evidence that moves the strengths; see `Laplace`.
         evidence: whether the evidence of a MAP is worked out too, at the strengths that it has.
         columns: of the Fisher roots, to draw for that evidence: more than there are effective parameters.
-        climb: steps that the strengths take up that evidence in the end, while the weights are held.
+        climb: steps that the strengths take up that evidence in the end, while the weights are held. Totals of layers are free then.
 
     A net with a wider prior (`LadderClassifier.scale`) starts at the same weights, and its steps are as long. Biases start at 0:
     drawn from the prior they would add up to the same large outputs for every image (docs/decisions.md).
@@ -234,20 +234,21 @@ def learn(job: Job) -> Outcome:
     scores["evidence_kind"] = evidence.kind
     scores["scatter"] = float(evidence.scatter)
     scores["effective"] = float(sum(gamma.values()))
-    strengths = list(np.asarray(model.strengths(strength)))
+    strengths = list(np.asarray(strength))
     return Outcome(scores, pathway_shares(spec, params, x_test, gamma=gamma, strengths=strengths), history)
 
 
 def _exact(job: Job, params: Values, x: np.ndarray, y: np.ndarray) -> tuple[jax.Array, Evidence, Values]:
-    """The strengths, at the top of the exact evidence if it is climbed; this evidence; and effective parameters by site.
+    """The strengths by pathway, at the top of the exact evidence if it is climbed; this evidence; effective parameters by site.
 
     Where the kernel of a deep net with wide priors is indefinite in float32, it is worked out again in float64.
     """
-    problem = Problem(replace(job.model, learned=True))
+    # under free totals what a layer does not need goes nowhere, and with the weights held they cannot drift apart
+    model = replace(job.model, learned=True, totals="free" if job.climb else job.model.totals)
 
     def at(params: Values, x: np.ndarray) -> tuple[jax.Array, Evidence, Values]:
         held = hold_evidence(
-            problem,
+            Problem(model),
             params,
             x,
             y,
@@ -258,7 +259,7 @@ def _exact(job: Job, params: Values, x: np.ndarray, y: np.ndarray) -> tuple[jax.
             key=jax.random.key(1),
         )
         strength = _climbed(held, jnp.asarray(params["strength"]), job.climb)
-        return strength, held({"strength": strength}), held.effective_parameters({"strength": strength})
+        return model.strengths(strength), held({"strength": strength}), held.effective_parameters({"strength": strength})
 
     with suppress(CurvatureError):
         return at(params, x)
