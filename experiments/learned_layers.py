@@ -71,7 +71,6 @@ class Job(NamedTuple):
         steps: steps of the fit.
         seed: of the fit.
         batch: images per step.
-        burn_in: the part of the steps before strengths move.
         spread: standard deviation over images that the logits start with, about 0; None for first weights of one strength.
         clip: the longest gradient of the whitened weights, per image; None for any length.
         objective: the curvature of the evidence that moves the strengths; see `Laplace`.
@@ -89,7 +88,6 @@ class Job(NamedTuple):
     steps: int
     seed: int
     batch: int = 100
-    burn_in: float = 0.2
     spread: float | None = None
     clip: float | None = None
     objective: str = "kfac_reduce"
@@ -158,7 +156,7 @@ def _scheme(job: Job, start: float) -> Laplace | MAP:
         optimizer,
         optimise=("strength",),
         hyper_optimizer=optax.adam(0.1 if exact else 0.05, b1=0.0),
-        burn_in=max(1, int(job.burn_in * job.steps)),
+        burn_in=max(1, job.steps // 5),
         refresh=max(1, job.steps // (14 if exact else 20)),
         hyper_steps=5 if exact else 10,
         trust=0.5,
@@ -224,7 +222,7 @@ def learn(job: Job) -> Outcome:
     }
     if job.learned:
         strength = jnp.exp(params["strength"])
-    elif job.evidence:
+    elif job.evidence or job.climb:
         strength = jnp.asarray(model.start())
     else:
         return Outcome(scores, None, history)

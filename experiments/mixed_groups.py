@@ -41,8 +41,8 @@ def _job(task: str, num_train: int, steps: int, seed: int) -> Job:
     sizes = (16, 1, 10, _WIDTH, _SCALE)
     # samples are chosen by their energy, which commutes with turns; the choice by the centroid does not
     net = LadderClassifier("mixed", *sizes, relative=_RELATIVE, totals="held", activation="silu", smooth=2, choose="energy")
-    start = Job(net, False, partial(_digits, task, num_train, seed), steps, seed, _BATCH, spread=_SPREAD, clip=_CLIP)
-    return start._replace(evidence=True, columns=_COLUMNS, climb=_CLIMB)
+    digits = partial(_digits, task, num_train, seed)
+    return Job(net, False, digits, steps, seed, _BATCH, spread=_SPREAD, clip=_CLIP, columns=_COLUMNS, climb=_CLIMB)
 
 
 def _run(options: Options) -> Findings:

@@ -142,5 +142,5 @@ def test_the_exact_evidence_survives_priors_that_are_too_wide_for_float32(x64):
     wide = {name: np.asarray(value, float) for name, value in params.items()}
     held = hold_evidence(Problem(model), wide, x.astype(float), y, **options)  # with all columns, as there are few
     assert float(evidence.value) == pytest.approx(float(held({"strength": wide["strength"]}).value), rel=1e-6)
-    assert evidence.value.dtype == np.float64
+    assert evidence.value.dtype == np.float64, "float32 was good enough, so this test shows nothing"
     assert 0 < sum(float(value) for value in gamma.values()) < 12 * 9
