@@ -20,7 +20,7 @@ from bayes_sym.inference import MAP, Evidence, HeldEvidence, Laplace, Problem, P
 from bayes_sym.inference.plan import Keys
 from bayes_sym.inference.posterior import GaussianPosterior
 from bayes_sym.inference.problem import Values
-from bayes_sym.layers import pathways
+from bayes_sym.layers import Layer, pathways
 from bayes_sym.models import LadderClassifier
 
 
@@ -48,6 +48,7 @@ COLUMNS = {
     "share": ("share", "{:.3f}"),
     "energy": ("energy", "{:.3f}"),
     "precision": ("precision", "{:.3g}"),
+    "mackay": ("MacKay", "{:.3f}"),
     "seconds": ("seconds", "{:.0f}"),
 }
 """The columns of the printed table."""
@@ -76,7 +77,9 @@ class Job(NamedTuple):
         objective: the curvature of the evidence that moves the strengths; see `Laplace`.
         evidence: whether the evidence of a MAP is worked out too, at the strengths that it has.
         columns: of the Fisher roots, to draw for that evidence: more than there are effective parameters.
-        climb: steps that the strengths take up that evidence in the end, while the weights are held. Totals of layers are free then.
+        climb: steps that the strengths of a MAP take up that evidence in the end, while the weights are held.
+
+    Learned strengths end where MacKay's identity holds, with the weights held; totals of layers are free then.
 
     A net with a wider prior (`LadderClassifier.scale`) starts at the same weights, and its steps are as long. Biases start at 0:
     drawn from the prior they would add up to the same large outputs for every image (docs/decisions.md).
@@ -221,7 +224,7 @@ def learn(job: Job) -> Outcome:
         "seconds": round(found.seconds, 1),
     }
     if job.learned:
-        strength = jnp.exp(params["strength"])
+        strength = model.strengths(jnp.exp(params["strength"]))
     elif job.evidence or job.climb:
         strength = jnp.asarray(model.start())
     else:
@@ -232,17 +235,31 @@ def learn(job: Job) -> Outcome:
     scores["evidence_kind"] = evidence.kind
     scores["scatter"] = float(evidence.scatter)
     scores["effective"] = float(sum(gamma.values()))
+    scores["mackay"] = _off_balance(spec, params, strength, gamma) if job.learned else None
     strengths = list(np.asarray(strength))
     return Outcome(scores, pathway_shares(spec, params, x_test, gamma=gamma, strengths=strengths), history)
 
 
-def _exact(job: Job, params: Values, x: np.ndarray, y: np.ndarray) -> tuple[jax.Array, Evidence, Values]:
-    """The strengths by pathway, at the top of the exact evidence if it is climbed; this evidence; effective parameters by site.
+def _off_balance(spec: Layer, params: Values, strength: jax.Array, gamma: Values) -> float:
+    """The largest |scatter/gamma - 1| of a pathway; both are weighted by the power of the strength that a site's scale has."""
+    sites, found = {site.name: site for site in spec.sites()}, []
+    for i, pathway in enumerate(pathways(spec)):
+        own = [(sites[name], f"net.{name}") for name in pathway.sites]
+        scatter = sum(
+            site.share * site.fan_in / strength[i] ** (2 * site.share) * jnp.sum(params[name] ** 2) for site, name in own
+        )
+        found.append(abs(float(scatter / sum(site.share * gamma[name] for site, name in own)) - 1))
+    return max(found)
 
+
+def _exact(job: Job, params: Values, x: np.ndarray, y: np.ndarray) -> tuple[jax.Array, Evidence, Values]:
+    """The last strengths by pathway, the exact evidence, and effective parameters by site, all with the weights held.
+
+    Learned strengths end where MacKay's identity holds for the weights as they are, or at the top of the evidence if that is climbed.
     Where the kernel of a deep net with wide priors is indefinite in float32, it is worked out again in float64.
     """
     # under free totals what a layer does not need goes nowhere, and with the weights held they cannot drift apart
-    model = replace(job.model, learned=True, totals="free" if job.climb else job.model.totals)
+    model = replace(job.model, learned=True, totals="free")
 
     def at(params: Values, x: np.ndarray) -> tuple[jax.Array, Evidence, Values]:
         held = hold_evidence(
@@ -257,7 +274,9 @@ def _exact(job: Job, params: Values, x: np.ndarray, y: np.ndarray) -> tuple[jax.
             key=jax.random.key(1),
         )
         strength = _climbed(held, jnp.asarray(params["strength"]), job.climb)
-        return model.strengths(strength), held({"strength": strength}), held.effective_parameters({"strength": strength})
+        if job.learned:
+            strength = held.balanced({"strength": strength})["strength"]
+        return strength, held({"strength": strength}), held.effective_parameters({"strength": strength})
 
     with suppress(CurvatureError):
         return at(params, x)

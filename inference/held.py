@@ -9,9 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 
+from bayes_sym import _numpyro
 from bayes_sym._precision import full_precision
-from bayes_sym.errors import OptionError
+from bayes_sym.errors import CurvatureError, OptionError
 
 from . import rows
 from .curvature.dependence import dependent_outputs
@@ -37,6 +39,9 @@ from .rows import Data
 
 
 __all__ = ["HeldEvidence", "hold_evidence"]
+
+_LONGEST = 1.5  # the longest step of a log strength while scatter and effective parameters are brought together
+_SECANT = 1e-3  # steps that are long enough to tell from them how fast the scatter falls
 
 
 @partial(
@@ -71,6 +76,72 @@ class HeldEvidence:
     def effective_parameters(self, fixed: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """gamma of every site at these values of the held sites, as `effective_parameters` gives it."""
         return _counted(self, {name: jnp.asarray(value) for name, value in fixed.items()})
+
+    @full_precision
+    def balanced(self, fixed: Mapping[str, jax.Array], *, tolerance: float = 0.01, max_steps: int = 30) -> dict[str, jax.Array]:
+        """The prior strengths at which MacKay's identity holds: of every strength, the scatter of its weights equals their gamma.
+
+        There the evidence of the weights as they are, without a correction, is stationary. If variances are proportional to s^p,
+        log(scatter/gamma) falls p times as fast as log s where the data determine the weights, and 2 p times as fast where they
+        hardly do. Whole steps of log(scatter/gamma) / p (MacKay 1992) swing for ever in the second case; two thirds of them leave a
+        third of the way at most in either.
+
+        Args:
+            fixed: constrained values of the held sites, to start from; all of them positive, such as scales.
+            tolerance: of |log(scatter/gamma)|.
+            max_steps: how many steps to take at most.
+
+        Returns:
+            The values by site.
+
+        Raises:
+            OptionError: a held site that is not positive, or an option out of its range.
+            CurvatureError: a strength whose weights are all at their prior mean, or one that did not come within `tolerance`.
+        """
+        if not (tolerance > 0 and max_steps >= 1):
+            raise OptionError(f"tolerance must be positive and max_steps at least 1, got {tolerance} and {max_steps}")
+        sites, _ = self.problem.latent_trace(self.data)
+        wrong = [name for name in fixed if not _numpyro.is_positive(sites[name]["fn"].support)]
+        if wrong:
+            raise OptionError(
+                f"the sites {wrong} are not positive, so they are no prior strengths: leave them out of optimise=(...)"
+            )
+        logs, unflatten = ravel_pytree({name: jnp.log(jnp.asarray(value)) for name, value in fixed.items()})
+        power = jnp.full_like(logs, 2.0)
+        scatter, gamma = _sums(self, unflatten(logs))
+        for _ in range(max_steps):
+            apart = jnp.log(scatter / gamma)
+            if not jnp.isfinite(apart).all():
+                raise CurvatureError(
+                    f"log(scatter/gamma) of {list(fixed)} is {apart}: where it is infinite, all weights are at their prior mean, and the "
+                    "evidence has no maximum at a strength above 0. Train them, or leave that strength out of optimise=(...)"
+                )
+            if jnp.abs(apart).max() <= tolerance:
+                break
+            step = jnp.clip(apart / (1.5 * power), -_LONGEST, _LONGEST)
+            logs, before = logs + step, scatter
+            scatter, gamma = _sums(self, unflatten(logs))
+            moved = jnp.abs(step) > _SECANT
+            power = jnp.where(moved, jnp.log(before / scatter) / jnp.where(moved, step, 1.0), power)
+        else:
+            raise CurvatureError(
+                f"after max_steps={max_steps} steps, log(scatter/gamma) of {list(fixed)} is still {jnp.log(scatter / gamma)}: "
+                f"not all within tolerance={tolerance}. Take more steps, or start nearer"
+            )
+        return {name: jnp.exp(value) for name, value in unflatten(logs).items()}
+
+
+@jax.jit
+def _sums(held: HeldEvidence, logs: Values) -> tuple[jax.Array, jax.Array]:
+    """Scatter and effective parameters of the weights under every strength, each times half the power that their variance has of it."""
+
+    def found(logs: Values) -> Evidence:
+        fixed = {name: jnp.exp(value) for name, value in logs.items()}
+        return price(held.problem, held.z, fixed, held.data, held.pieces, held.likelihood, None, held.kind, (), None)
+
+    scatter, _ = ravel_pytree(jax.grad(lambda logs: -found(logs).scatter / 2)(logs))
+    gamma, _ = ravel_pytree(jax.grad(lambda logs: found(logs).log_det_ratio / 2)(logs))
+    return scatter, gamma
 
 
 @jax.jit

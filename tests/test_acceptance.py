@@ -256,10 +256,16 @@ def test_learned_layers_share_over_the_quadrants_and_break_it_where_they_are_ask
     for task in ("digit", "quadrant"):
         for row in QUADRANT.run(Options(seed=seed, task=task, progress=False)).rows:
             if "accuracy" in row:
-                print(task, seed, {k: row[k] for k in ("model", "inference", "relative", "accuracy", "nll", "agreement")})
+                print(
+                    task,
+                    seed,
+                    {k: row[k] for k in ("model", "inference", "accuracy", "nll", "agreement", "log_evidence", "mackay")},
+                )
+                assert row["inference"] == "map" or row["mackay"] < 0.05  # MacKay's identity, for every pathway
                 found[task, row["model"], row["inference"]] = row
             elif (row["model"], row["inference"], row["pathway"]) == ("f_both", "evidence", "conv"):
                 shares[task].append(row["share"])
+    print(seed, shares)
     assert len(shares["digit"]) == len(shares["quadrant"]) == 6 and min(shares["digit"][:3]) > 0.9
     assert np.mean(shares["digit"]) > max(0.8, np.mean(shares["quadrant"]))
     digit, quadrant = found["digit", "f_both", "evidence"], found["quadrant", "f_both", "evidence"]

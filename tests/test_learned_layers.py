@@ -34,6 +34,7 @@ def test_a_short_fit_reports_its_evidence_and_every_pathway(learned, objective):
     assert net["parameters"] == sum(row["parameters"] for row in layers) == model.spec.num_weights()
     assert [row["pathway"] for row in layers] == ["conv"] * 6 + ["", ""]
     assert net["agreement"] == 1.0  # convolutions alone do not see shifts
+    assert net["mackay"] < 0.011 if learned else net["mackay"] is None
 
 
 def test_the_logits_start_centred_and_as_wide_as_asked():

@@ -82,7 +82,8 @@ def _depend_on_others(trace: Any, z: Values) -> set[str]:
     """The sites whose prior depends on other sites that are integrated over."""
 
     def parameters(z: Values) -> dict[str, list[jax.Array]]:
-        return {name: [jnp.asarray(leaf) for leaf in jax.tree.leaves(trace(z)[0][name]["fn"])] for name in z}
+        sites, _ = trace(z)
+        return {name: [jnp.asarray(leaf) for leaf in jax.tree.leaves(sites[name]["fn"])] for name in z}
 
     return {name for name, flags in dependent_outputs(parameters, z).items() if any(flags)}
 
