@@ -220,6 +220,7 @@ def learn(job: Job) -> Outcome:
         "parameters": spec.num_weights(),
         "log_evidence": None,
         "evidence_kind": None,
+        "mackay": None,
         "steps": job.steps,
         "seconds": round(found.seconds, 1),
     }
@@ -235,7 +236,8 @@ def learn(job: Job) -> Outcome:
     scores["evidence_kind"] = evidence.kind
     scores["scatter"] = float(evidence.scatter)
     scores["effective"] = float(sum(gamma.values()))
-    scores["mackay"] = _off_balance(spec, params, strength, gamma) if job.learned else None
+    if job.learned:
+        scores["mackay"] = _off_balance(spec, params, strength, gamma)
     strengths = list(np.asarray(strength))
     return Outcome(scores, pathway_shares(spec, params, x_test, gamma=gamma, strengths=strengths), history)
 

@@ -250,7 +250,7 @@ def test_more_copies_are_more_invariant(width, depth):
 
 @pytest.mark.acceptance
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", range(1, 6))
 def test_learned_layers_share_over_the_quadrants_and_break_it_where_they_are_asked_for(seed):
     found, shares = {}, {"digit": [], "quadrant": []}
     for task in ("digit", "quadrant"):
