@@ -137,14 +137,13 @@ def _climb(scheme: Laplace, problem: Problem, key: jax.Array, state: LaplaceStat
 
 def _strengths(problem: Problem, hyper: Values, data: Data, evidence: Callable[[Values], Evidence]) -> list[str]:
     """The positive sites that only priors depend on."""
-    sites, _ = problem.latent_trace(data)
-    found = []
+    sites, found = problem.structure(*data).latent, []
     for name in hyper:
 
         def log_likelihood(value: jax.Array, name: str = name) -> jax.Array:
             return evidence({**hyper, name: value}).log_likelihood
 
-        if not dependent_outputs(log_likelihood, hyper[name]) and _numpyro.is_positive(sites[name]["fn"].support):
+        if not dependent_outputs(log_likelihood, hyper[name]) and sites[name].positive:
             found.append(name)
     return found
 

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from bayes_sym import _numpyro
 from bayes_sym._precision import full_precision
 from bayes_sym.errors import CurvatureError, OptionError
 
@@ -100,35 +99,32 @@ class HeldEvidence:
         """
         if not (tolerance > 0 and max_steps >= 1):
             raise OptionError(f"tolerance must be positive and max_steps at least 1, got {tolerance} and {max_steps}")
-        sites, _ = self.problem.latent_trace(self.data)
-        wrong = [name for name in fixed if not _numpyro.is_positive(sites[name]["fn"].support)]
+        sites = self.problem.structure(*self.data).latent
+        wrong = [name for name in fixed if not sites[name].positive]
         if wrong:
             raise OptionError(
                 f"the sites {wrong} are not positive, so they are no prior strengths: leave them out of optimise=(...)"
             )
         logs, unflatten = ravel_pytree({name: jnp.log(jnp.asarray(value)) for name, value in fixed.items()})
-        power = jnp.full_like(logs, 2.0)
-        scatter, gamma = _sums(self, unflatten(logs))
-        for _ in range(max_steps):
+        step, before, power = jnp.zeros_like(logs), jnp.ones_like(logs), jnp.full_like(logs, 2.0)
+        for _ in range(max_steps + 1):
+            scatter, gamma = _sums(self, unflatten(logs))
             apart = jnp.log(scatter / gamma)
             if not jnp.isfinite(apart).all():
                 raise CurvatureError(
-                    f"log(scatter/gamma) of {list(fixed)} is {apart}: where it is infinite, all weights are at their prior mean, and the "
+                    f"log(scatter/gamma) of {list(fixed)} is {apart}: where it is -inf, all weights are at their prior mean, and the "
                     "evidence has no maximum at a strength above 0. Train them, or leave that strength out of optimise=(...)"
                 )
             if jnp.abs(apart).max() <= tolerance:
-                break
-            step = jnp.clip(apart / (1.5 * power), -_LONGEST, _LONGEST)
-            logs, before = logs + step, scatter
-            scatter, gamma = _sums(self, unflatten(logs))
+                return {name: jnp.exp(value) for name, value in unflatten(logs).items()}
             moved = jnp.abs(step) > _SECANT
             power = jnp.where(moved, jnp.log(before / scatter) / jnp.where(moved, step, 1.0), power)
-        else:
-            raise CurvatureError(
-                f"after max_steps={max_steps} steps, log(scatter/gamma) of {list(fixed)} is still {jnp.log(scatter / gamma)}: "
-                f"not all within tolerance={tolerance}. Take more steps, or start nearer"
-            )
-        return {name: jnp.exp(value) for name, value in unflatten(logs).items()}
+            step = jnp.clip(apart / (1.5 * power), -_LONGEST, _LONGEST)
+            logs, before = logs + step, scatter
+        raise CurvatureError(
+            f"after max_steps={max_steps} steps, log(scatter/gamma) of {list(fixed)} is still {apart}: "
+            f"not all within tolerance={tolerance}. Take more steps, or start nearer"
+        )
 
 
 @jax.jit

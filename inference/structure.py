@@ -25,11 +25,12 @@ __all__ = ["LatentSite", "Structure", "structure_of"]
 
 
 class LatentSite(NamedTuple):
-    """What is static about one latent site: the shapes of its value and of its unconstrained coordinates."""
+    """What is static about one latent site: the shapes of its value and of its unconstrained coordinates, and whether it is positive."""
 
     shape: tuple[int, ...]
     unconstrained: tuple[int, ...]
     dtype: Any
+    positive: bool
 
 
 @dataclass(frozen=True)
@@ -179,8 +180,9 @@ class _Discover(TapRecorder):
                 "out of the likelihood, or move it out of the plate"
             )
         shape = jnp.shape(message["value"])
-        transform = biject_to(fn.support)
-        self.latent[name] = LatentSite(shape, tuple(transform.inverse_shape(shape)), jnp.result_type(message["value"]))
+        coordinates = tuple(biject_to(fn.support).inverse_shape(shape))
+        positive = _numpyro.is_positive(fn.support)
+        self.latent[name] = LatentSite(shape, coordinates, jnp.result_type(message["value"]), positive)
 
     def _observe(self, name: str, fn: Any, shape: tuple[int, ...]) -> None:
         expected = fn.shape()

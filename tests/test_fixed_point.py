@@ -76,6 +76,13 @@ def test_a_strength_that_the_data_say_little_of_comes_as_fast_as_the_others():
     np.testing.assert_allclose(found["strength"], truth(), rtol=0.02)
 
 
+def test_the_last_step_that_is_allowed_counts():
+    start = truth() * 1.2
+    apart = np.abs(np.log(np.divide(*by_hand(start)))).max()
+    found = hold().balanced({"strength": jnp.asarray(start)}, tolerance=0.6 * apart, max_steps=1)["strength"]
+    assert 1e-3 * apart < np.abs(np.log(np.divide(*by_hand(np.asarray(found))))).max() <= 0.6 * apart
+
+
 def test_the_evidence_is_stationary_there():
     held = hold()
     top = held.balanced({"strength": jnp.ones(3)}, tolerance=1e-9)["strength"]
