@@ -83,7 +83,8 @@ class HeldEvidence:
         There the evidence of the weights as they are, without a correction, is stationary. If variances are proportional to s^p,
         log(scatter/gamma) falls p times as fast as log s where the data determine the weights, and 2 p times as fast where they
         hardly do. Whole steps of log(scatter/gamma) / p (MacKay 1992) swing for ever in the second case; two thirds of them leave a
-        third of the way at most in either.
+        third of the way at most in either. Where a strength has weights of both powers it can fall faster still, so the steps of one
+        that swings are halved.
 
         Args:
             fixed: constrained values of the held sites, to start from; all of them positive, such as scales.
@@ -106,7 +107,8 @@ class HeldEvidence:
                 f"the sites {wrong} are not positive, so they are no prior strengths: leave them out of optimise=(...)"
             )
         logs, unflatten = ravel_pytree({name: jnp.log(jnp.asarray(value)) for name, value in fixed.items()})
-        step, before, power = jnp.zeros_like(logs), jnp.ones_like(logs), jnp.full_like(logs, 2.0)
+        step, before, last = jnp.zeros_like(logs), jnp.ones_like(logs), jnp.zeros_like(logs)
+        power, damping = jnp.full_like(logs, 2.0), jnp.ones_like(logs)
         for _ in range(max_steps + 1):
             scatter, gamma = _sums(self, unflatten(logs))
             apart = jnp.log(scatter / gamma)
@@ -119,8 +121,10 @@ class HeldEvidence:
                 return {name: jnp.exp(value) for name, value in unflatten(logs).items()}
             moved = jnp.abs(step) > _SECANT
             power = jnp.where(moved, jnp.log(before / scatter) / jnp.where(moved, step, 1.0), power)
-            step = jnp.clip(apart / (1.5 * power), -_LONGEST, _LONGEST)
-            logs, before = logs + step, scatter
+            swings = (apart * last < 0) & (2 * jnp.abs(apart) > jnp.abs(last))
+            damping = jnp.where(swings, damping / 2, damping)
+            step = damping * jnp.clip(apart / (1.5 * power), -_LONGEST, _LONGEST)
+            logs, before, last = logs + step, scatter, apart
         raise CurvatureError(
             f"after max_steps={max_steps} steps, log(scatter/gamma) of {list(fixed)} is still {apart}: "
             f"not all within tolerance={tolerance}. Take more steps, or start nearer"

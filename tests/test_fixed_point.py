@@ -6,7 +6,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from scipy.optimize import root
+from scipy.optimize import brentq, root
 
 from bayes_sym.errors import CurvatureError, OptionError
 from bayes_sym.inference import Problem, hold_evidence
@@ -74,6 +74,30 @@ def test_a_strength_that_the_data_say_little_of_comes_as_fast_as_the_others():
     apart = np.abs(np.log(np.divide(*by_hand(np.asarray(start))))).max()
     found = held.balanced({"strength": start}, tolerance=1.01 * apart / 3**6, max_steps=8)
     np.testing.assert_allclose(found["strength"], truth(), rtol=0.02)
+
+
+def test_steps_that_swing_are_halved():
+    """Scatter that falls as 1/strength and effective parameters that rise as its square: two thirds of a step go twice as far."""
+
+    def uneven(x, y):
+        strength = numpyro.sample("strength", dist.LogNormal(0.0, 1.0))
+        idle = numpyro.sample("idle", dist.Normal(0.0, jnp.sqrt(strength)).expand([3]).to_event(1))
+        w = numpyro.sample("w", dist.Normal(0.0, strength).expand([9]).to_event(1))
+        with numpyro.plate("data", x.shape[0]):
+            numpyro.sample("y", dist.Normal(1e-3 * x @ w + 1e-6 * idle.sum(), NOISE), obs=y)
+
+    idle, w = np.full(3, 2.0), np.full(9, 1e-3)
+    first = {"strength": 1.0, "idle": jnp.asarray(idle), "w": jnp.asarray(w)}
+    held = hold_evidence(Problem(uneven), first, X, Y, optimise=("strength",), curvature="full")
+    found = float(held.balanced({"strength": jnp.asarray(1.0)}, tolerance=1e-6)["strength"])
+    eigenvalues = np.linalg.eigvalsh(X.T @ X) * (1e-3 / NOISE) ** 2
+
+    def apart(log_strength):  # each side times half the power of its variance
+        variance = np.exp(2 * log_strength)
+        effective = (variance * eigenvalues / (1 + variance * eigenvalues)).sum()
+        return np.log(((idle**2).sum() / np.exp(log_strength) / 2 + (w**2).sum() / variance) / effective)
+
+    assert np.log(found) == pytest.approx(brentq(apart, -5, 10), abs=1e-5)
 
 
 def test_the_last_step_that_is_allowed_counts():
