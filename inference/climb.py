@@ -57,6 +57,7 @@ def climb_evidence(scheme: Laplace, problem: Problem, key: jax.Array, state: Lap
 
 def _climb(scheme: Laplace, problem: Problem, key: jax.Array, state: LaplaceState, data: Data) -> LaplaceState:
     objective = scheme.objective or scheme.curvature
+    assert objective is not None
     probes = as_probes(scheme.probes, key)
     z, rest = split_weights(scheme, problem, state, data)
 

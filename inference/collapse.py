@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -22,16 +23,18 @@ __all__ = ["information", "warn_if_collapsed"]
 _LEAST = 1e-3  # nats per row that predictions must tell about their own observation, and one nat in all
 
 
-def warn_if_collapsed(problem: Problem, posterior: GaussianPosterior, data: Data) -> None:
-    """Warns where the mode's predictions fit other rows' observations as well as their own, and names the dead sites."""
-    if not posterior.point or rows.num_rows(data) < 2:  # nothing was optimised, so nothing was given up
+def warn_if_collapsed(problem: Problem, mode: Values, data: Data, gaussian: Callable[[], GaussianPosterior]) -> None:
+    """Warns where the mode's predictions fit other rows' observations as well as their own, and names the dead sites.
+
+    Which sites are dead the Gaussian says; it is asked for only where predictions are no good.
+    """
+    if rows.num_rows(data) < 2:
         return
-    told = float(information(problem, posterior.mean, data))
+    told = float(information(problem, mode, data))
     if told >= max(_LEAST, 1 / rows.num_rows(data)):
         return
-    mean = posterior.mean
     # without a site that was given up this is a fit that has not learned yet, which the losses show
-    dead = [name for name, gamma in posterior.effective_parameters().items() if float(gamma) < 1e-3 * mean[name].size]
+    dead = [name for name, gamma in gaussian().effective_parameters().items() if float(gamma) < 1e-3 * mode[name].size]
     if not dead:
         return
     warnings.warn(

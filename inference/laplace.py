@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from .curvature.measure import CURVATURES, measure, untapped
 from .curvature.site_priors import prior_parts
 from .evidence import Evidence, as_probes, check_options, evaluate, evidence_kind
 from .map import ADAM
-from .posterior import GaussianPosterior
+from .posterior import GaussianPosterior, PointPosterior, Posterior
 from .problem import Problem, Values
 from .rows import Data
 from .scheme import Info, Scheme, check_start
@@ -53,7 +53,8 @@ class Laplace(Scheme):
     Attributes:
         optimizer: an optax optimiser of the weights.
         curvature: of the posterior, and of the evidence unless `objective` says otherwise; see `log_evidence`.
-            ``"ekfac"`` keeps its basis fixed during each update of the optimised sites.
+            ``"ekfac"`` keeps its basis fixed during each update of the optimised sites. None for no Gaussian: the posterior is then
+            the mode alone, a `PointPosterior`, and `objective` names the curvature of the evidence.
         optimise: patterns of the sites to choose by evidence, e.g. ``("softness", "*.scale")``; all others are
             integrated over.
         hyper_optimizer: an optax optimiser of those sites, in unconstrained coordinates.
@@ -84,7 +85,7 @@ class Laplace(Scheme):
     """
 
     optimizer: optax.GradientTransformation = ADAM
-    curvature: str = "ekfac"
+    curvature: str | None = "ekfac"
     optimise: tuple[str, ...] = ()
     hyper_optimizer: optax.GradientTransformation = _HYPER
     burn_in: int | None = None
@@ -104,15 +105,21 @@ class Laplace(Scheme):
 
     def check(self, problem: Problem, structure: Structure, num_steps: int) -> None:
         """Refuses unknown options and site patterns."""
-        for name in (self.curvature, self.objective or self.curvature):
-            if name not in CURVATURES:
+        measured = self.objective or self.curvature
+        if measured is None and self.optimise:
+            raise OptionError(
+                f"curvature=None has no evidence to choose optimise={self.optimise} by: name the one to climb, objective='ekfac', say"
+            )
+        for name in (self.curvature, self.objective):
+            if name is not None and name not in CURVATURES:
                 raise CurvatureError(f"unknown curvature {name!r}: choose one of {', '.join(CURVATURES)}")
         if self.curvature in ("ntk", "dual"):
             raise CurvatureError(
                 f"curvature={self.curvature!r} gives no posterior over the weights: use objective={self.curvature!r} beside "
                 "curvature='ekfac', say"
             )
-        check_options(self.objective or self.curvature, self.correction, self.block_size, self.chunk)
+        if measured is not None:
+            check_options(measured, self.correction, self.block_size, self.chunk)
         if self.update not in ("gradient", "mackay"):
             raise OptionError(f"update must be 'gradient' or 'mackay', got {self.update!r}")
         check_start(self.start)
@@ -153,7 +160,8 @@ class Laplace(Scheme):
     def check_data(self, problem: Problem, data: Data) -> None:
         """Refuses priors and likelihoods that the curvature cannot price, by an abstract run of the end of the fit."""
         state = jax.eval_shape(partial(start_state, self, problem), jax.random.key(0), data)
-        jax.eval_shape(partial(_approximate, self, problem), jax.random.key(0), state, data)
+        if self.curvature is not None:
+            jax.eval_shape(partial(_approximate, self, problem), jax.random.key(0), state, data)
         if self.optimise:
             jax.eval_shape(partial(climb_evidence, self, problem), jax.random.key(0), state, data)
 
@@ -194,15 +202,20 @@ class Laplace(Scheme):
         """`hyper_steps` steps of the optimised sites up the evidence."""
         return climb_evidence(self, problem, key, state, data)
 
-    def posterior(self, key: jax.Array, state: LaplaceState, problem: Problem, data: Data, records: Any) -> GaussianPosterior:
-        """The Gaussian at the last weights, with its evidence."""
+    def posterior(self, key: jax.Array, state: LaplaceState, problem: Problem, data: Data, records: Any) -> Posterior:
+        """The Gaussian at the last weights, with its evidence; or these weights alone."""
+        if self.curvature is None:
+            if self.optimise:
+                warn_if_collapsed(problem, self.position(state), data, partial(_diagonal, self, problem, key, state, data))
+            return PointPosterior(problem, problem.take(data, slice(0, 1)), self.position(state))
         found, evidence = _approximate(self, problem, key, state, data)
         if not bool(jnp.isfinite(evidence.value)):
             raise CurvatureError(
                 f"the {evidence.kind} evidence is {evidence.value} (log likelihood {evidence.log_likelihood}): a prior has an indefinite "
                 f"Hessian at this point. Name its hyperparameters in optimise=(...); the sites are {list(problem.structure(*data).latent)}"
             )
-        warn_if_collapsed(problem, found, data)
+        if found.point:  # else nothing was optimised, so nothing was given up
+            warn_if_collapsed(problem, found.mean, data, lambda: found)
         return found
 
     def position(self, state: LaplaceState) -> Values:
@@ -210,10 +223,17 @@ class Laplace(Scheme):
         return {**state.z, **state.hyper}
 
 
+def _diagonal(scheme: Laplace, problem: Problem, key: jax.Array, state: LaplaceState, data: Data) -> GaussianPosterior:
+    """The cheapest Gaussian."""
+    found, _ = _approximate(replace(scheme, curvature="diag", posterior_probes=1), problem, key, state, data)
+    return found
+
+
 @partial(jax.jit, static_argnames=("scheme", "problem"))
 def _approximate(
     scheme: Laplace, problem: Problem, key: jax.Array, state: LaplaceState, data: Data
 ) -> tuple[GaussianPosterior, Evidence]:
+    assert scheme.curvature is not None
     probes = as_probes(scheme.posterior_probes, key)
     z, rest = split_weights(scheme, problem, state, data)
     point = {**rest, **state.hyper}

@@ -14,7 +14,7 @@ import scipy.stats
 
 from bayes_sym import groups, layers, representations, tap
 from bayes_sym.errors import OptionError
-from bayes_sym.inference import Laplace, Problem, fit, log_evidence, predict
+from bayes_sym.inference import Laplace, PointPosterior, Problem, fit, log_evidence, predict
 from bayes_sym.inference.blocks import DiagonalBlock, KroneckerBlock, WhitenedBlock
 from bayes_sym.priors import SoftEquivariantNormal
 
@@ -277,3 +277,28 @@ for curvature in ("kfac", "ekfac"):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     assert "nan" not in done.stdout and len(done.stdout.split()) >= 6
+
+
+# No Gaussian, only the mode
+
+
+def test_without_a_gaussian_the_mode_is_the_same():
+    options = {"optimise": ("scale", "sigma"), "objective": "diag", "burn_in": 10, "refresh": 10, "hyper_steps": 3}
+    runs = [Laplace(optax.adam(0.03), curvature, **options) for curvature in ("diag", None)]
+    problem = Problem(linear)
+    full, alone = (fit(problem, scheme, KEY, BLR_X, BLR_Y, num_steps=30, progress=False).posterior for scheme in runs)
+    assert isinstance(alone, PointPosterior) and alone.log_evidence is None
+    assert alone.point.keys() == full.mean.keys()
+    for name, value in full.mean.items():
+        np.testing.assert_array_equal(alone.point[name], value)
+    assert float(alone.point["sigma"]) != pytest.approx(float(problem.initial(KEY, (BLR_X, BLR_Y))["sigma"]))
+
+
+def test_without_a_gaussian_the_evidence_that_moves_sites_must_be_named():
+    problem = Problem(linear)
+    with pytest.raises(
+        OptionError, match=r"curvature=None has no evidence to choose optimise=\('scale',\) by: name the one to climb"
+    ):
+        fit(problem, Laplace(curvature=None, optimise=("scale",)), KEY, BLR_X, BLR_Y, num_steps=3)
+    done = fit(problem, Laplace(curvature=None), KEY, BLR_X, BLR_Y, num_steps=3, progress=False)  # nothing moves: a MAP
+    assert isinstance(done.posterior, PointPosterior)

@@ -2,6 +2,7 @@
 
 import functools
 import warnings
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import optax
 import pytest
 
 from bayes_sym.errors import CollapseWarning, OptionError
-from bayes_sym.inference import Laplace, Problem, effective_parameters, fit, hold_evidence, log_evidence
+from bayes_sym.inference import Laplace, PointPosterior, Problem, effective_parameters, fit, hold_evidence, log_evidence
 from bayes_sym.inference.chunks import start_state
 from bayes_sym.inference.climb import climb_evidence
 from bayes_sym.inference.collapse import information
@@ -195,11 +196,13 @@ def test_labels_without_a_pattern_collapse_the_effective_parameters_and_that_is_
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         done = fit(PROBLEM, scheme, KEY, X, shuffled, num_steps=1000, progress=False)
+        alone = replace(scheme, curvature=None, objective="ekfac").posterior(KEY, done.state, PROBLEM, (X, shuffled), None)
     gamma = sum(float(g) for g in done.posterior.effective_parameters().values())
     kept = sum(float(g) for g in fitted().posterior.effective_parameters().values())
     assert gamma < 0.1 * kept
     named = [str(w.message) for w in caught if w.category is CollapseWarning]
-    assert len(named) == 1
+    assert len(named) == 2 and isinstance(alone, PointPosterior)  # named also where there is no Gaussian
+    assert "net.0.full.input" in named[1]
     assert "Train longer before the strengths move (burn_in)" in named[0]
     assert "net.0.full.input" in named[0]
     assert float(done.posterior.log_evidence) == pytest.approx(-len(Y) * np.log(3), rel=0.05)
