@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,13 +14,14 @@ import optax
 from scipy.optimize import brentq
 
 from bayes_sym.diagnostics import PathwayShare, PathwayShares, calibration, pathway_shares, plot_pathway_shares
-from bayes_sym.errors import CollapseWarning, CurvatureError
-from bayes_sym.inference import MAP, Evidence, HeldEvidence, Laplace, Problem, Progress, fit, hold_evidence
+from bayes_sym.errors import CollapseWarning
+from bayes_sym.inference import MAP, Evidence, HeldEvidence, Laplace, Problem, Progress, fit
 from bayes_sym.inference.plan import Keys
-from bayes_sym.inference.posterior import GaussianPosterior
 from bayes_sym.inference.problem import Values
 from bayes_sym.layers import Layer, pathways
 from bayes_sym.models import LadderClassifier
+
+from .in_rounds import InRounds, with_held
 
 
 if TYPE_CHECKING:
@@ -56,7 +56,6 @@ COLUMNS = {
 
 _MEASURED = 200  # images that logits at the start, and energies over training, are measured on
 _STRENGTHS = (0.1, 30.0)  # of the first weights, between which the one is sought that spreads the logits as asked
-_COLUMNS = 800  # of the Fisher roots while "dual" is climbed
 _GAIN = 2.0  # strength of the first weights: with less, signals die out through the means of pixels and the activations
 _RATE = 0.028  # learning rate at the start, relative to first weights of that strength
 
@@ -77,7 +76,7 @@ class Job(NamedTuple):
         objective: the curvature of the evidence that moves the strengths; see `Laplace`.
         evidence: whether the evidence of a MAP is worked out too, at the strengths that it has.
         columns: of the Fisher roots, to draw for that evidence: more than there are effective parameters.
-        climb: steps that the strengths of a MAP take up that evidence in the end, while the weights are held.
+        rounds: in which the last steps are taken, the strengths moved between them alone, by that evidence; see `InRounds`.
 
     Learned strengths end where MacKay's identity holds, with the weights held; totals of layers are free then.
 
@@ -96,7 +95,7 @@ class Job(NamedTuple):
     objective: str = "kfac_reduce"
     evidence: bool = False
     columns: int = 1600
-    climb: int = 0
+    rounds: int = 0
 
 
 @dataclass(frozen=True)
@@ -148,28 +147,38 @@ def _weights(params: Values) -> Values:
 
 
 def _scheme(job: Job, start: float) -> Laplace | MAP:
-    optimizer = optax.adam(optax.cosine_decay_schedule(_RATE * _GAIN / job.model.scale, job.steps, 0.05))
+    rate, starts = _RATE * _GAIN / job.model.scale, InRounds(rounds=job.rounds).boundaries(job.steps)
+    lengths = np.diff([0, *starts, job.steps])
+    schedule = optax.join_schedules([optax.cosine_decay_schedule(rate, int(steps), 0.05) for steps in lengths], starts)
+    optimizer = optax.adam(schedule)
     if job.clip is not None:
         optimizer = optax.chain(optax.clip_by_global_norm(job.clip), optimizer)
     if not job.learned:
         return MAP(optimizer, whiten=True, start=start)
-    # KFAC's numbers are worked out in a moment, those of the dual form are not: fewer updates, each going farther
-    exact = job.objective == "dual"
+    if job.rounds:
+        return InRounds(
+            optimizer,
+            None,
+            optimise=("strength",),
+            whiten=True,
+            start=start,
+            objective="dual",
+            rounds=job.rounds,
+            columns=job.columns,
+        )
     return Laplace(
         optimizer,
         optimise=("strength",),
-        hyper_optimizer=optax.adam(0.1 if exact else 0.05, b1=0.0),
+        hyper_optimizer=optax.adam(0.05, b1=0.0),
         burn_in=max(1, job.steps // 5),
-        refresh=max(1, job.steps // (14 if exact else 20)),
-        hyper_steps=5 if exact else 10,
+        refresh=max(1, job.steps // 20),
+        hyper_steps=10,
         trust=0.5,
         whiten=True,
         start=start,
         objective=job.objective,
-        correction="seen" if exact else None,
-        probes=_COLUMNS if exact else 2,
-        curvature="diag",  # the exact evidence is worked out below
-        posterior_probes=1,
+        probes=2,
+        curvature=None,  # predictions are those of the mode, and the exact evidence is worked out below
     )
 
 
@@ -197,11 +206,10 @@ def learn(job: Job) -> Outcome:
             y,
             num_steps=job.steps,
             batch_size=min(job.batch, len(x)),
-            callbacks=(watch,) if job.learned or job.climb else (),
+            callbacks=(watch,) if job.learned else (),
             progress=False,
         )
-    posterior = found.posterior
-    params = posterior.mean if isinstance(posterior, GaussianPosterior) else found.state.z
+    params = found.scheme.position(found.state)
     weights = _weights(params)
     predict = jax.jit(lambda x: jax.nn.softmax(spec.apply(weights, x)))
     quality = calibration(predict(jnp.asarray(x_test)), y_test)
@@ -209,7 +217,7 @@ def learn(job: Job) -> Outcome:
     labels = by_transform.argmax(axis=-1)
     scores: dict[str, Any] = {
         "model": job.model.variant,
-        "inference": "evidence" if job.learned or job.climb else "map",
+        "inference": "evidence" if job.learned else "map",
         "scale": model.scale,
         "relative": model.relative,
         "accuracy": quality.accuracy,
@@ -224,13 +232,10 @@ def learn(job: Job) -> Outcome:
         "steps": job.steps,
         "seconds": round(found.seconds, 1),
     }
-    if job.learned:
-        strength = model.strengths(jnp.exp(params["strength"]))
-    elif job.evidence or job.climb:
-        strength = jnp.asarray(model.start())
-    else:
+    if not (job.learned or job.evidence):
         return Outcome(scores, None, history)
-    strength, evidence, gamma = _exact(job, {**params, "strength": strength}, x, y)
+    strength = model.strengths(jnp.exp(params["strength"])) if job.learned else jnp.asarray(model.start())
+    strength, evidence, gamma = _exact(job, problem, {**params, "strength": strength}, x, y)
     scores["log_evidence"] = float(evidence.value)
     scores["log_evidence_per_row"] = scores["log_evidence"] / len(x)
     scores["evidence_kind"] = evidence.kind
@@ -254,51 +259,20 @@ def _off_balance(spec: Layer, params: Values, strength: jax.Array, gamma: Values
     return max(found)
 
 
-def _exact(job: Job, params: Values, x: np.ndarray, y: np.ndarray) -> tuple[jax.Array, Evidence, Values]:
-    """The last strengths by pathway, the exact evidence, and effective parameters by site, all with the weights held.
-
-    Learned strengths end where MacKay's identity holds for the weights as they are, or at the top of the evidence if that is climbed.
-    Where the kernel of a deep net with wide priors is indefinite in float32, it is worked out again in float64.
-    """
+def _exact(
+    job: Job, problem: Problem, params: Values, x: np.ndarray, y: np.ndarray
+) -> tuple[jax.Array, Evidence, dict[str, jax.Array]]:
+    """The strengths that the net ends with, by pathway; its exact evidence; and its effective parameters by site."""
     # under free totals what a layer does not need goes nowhere, and with the weights held they cannot drift apart
-    model = replace(job.model, learned=True, totals="free")
+    free = replace(problem, model=replace(job.model, learned=True, totals="free"))
 
-    def at(params: Values, x: np.ndarray) -> tuple[jax.Array, Evidence, Values]:
-        held = hold_evidence(
-            Problem(model),
-            params,
-            x,
-            y,
-            optimise=("strength",),
-            curvature="dual",
-            correction="seen",  # the many weights that the data leave open need longer than the fit to come to their prior mean
-            probes=job.columns,
-            key=jax.random.key(1),
-        )
-        strength = _climbed(held, jnp.asarray(params["strength"]), job.climb)
+    def found(held: HeldEvidence) -> tuple[jax.Array, Evidence, dict[str, jax.Array]]:
+        fixed = {"strength": jnp.asarray(params["strength"])}
         if job.learned:
-            strength = held.balanced({"strength": strength})["strength"]
-        return strength, held({"strength": strength}), held.effective_parameters({"strength": strength})
+            fixed = held.balanced(fixed)
+        return fixed["strength"], held(fixed), held.effective_parameters(fixed)
 
-    with suppress(CurvatureError):
-        return at(params, x)
-    with jax.enable_x64(True):
-        return at({name: jnp.asarray(np.asarray(value), float) for name, value in params.items()}, x.astype(float))
-
-
-def _climbed(held: HeldEvidence, strength: jax.Array, steps: int) -> jax.Array:
-    """The best of the strengths that so many steps up the evidence come by, the first ones included."""
-    descent = jax.jit(jax.value_and_grad(lambda log_strength: -held({"strength": jnp.exp(log_strength)}).value))
-    optimizer = optax.adam(0.3, b1=0.5)
-    log_strength = jnp.log(strength)
-    state, least = optimizer.init(log_strength), jnp.inf
-    for _ in range(steps):
-        value, gradient = descent(log_strength)
-        if value < least:
-            least, strength = value, jnp.exp(log_strength)
-        updates, state = optimizer.update(gradient, state, log_strength)
-        log_strength = optax.apply_updates(log_strength, updates)
-    return strength
+    return with_held(found, free, params, (x, y), job.columns)
 
 
 def outcome_of(kept: Sequence[Any]) -> Outcome:

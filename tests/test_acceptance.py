@@ -291,6 +291,7 @@ def test_turned_digits_leave_more_to_the_group_convolutions():
         rows = MIXED_GROUPS.run(Options(seed=seed, progress=False)).rows
         assert all(row["share"] < 0.1 for row in rows if row.get("pathway") == "full")
         turned, upright = (row for row in rows if "accuracy" in row)
+        assert max(turned["mackay"], upright["mackay"]) < 0.05  # MacKay's identity, for every pathway
         for name in what:
             raised[name].append(turned[name] - upright[name])
         print(seed, {name: values[-1] for name, values in raised.items()}, turned["nll"], upright["nll"])
