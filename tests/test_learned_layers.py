@@ -127,9 +127,8 @@ def test_strengths_move_between_rounds_to_where_the_evidence_is_stationary():
     assert [progress.step for progress in seen] == [7, 8, 9]
     strengths = [np.exp(np.asarray(progress.state.hyper["strength"])) for progress in seen]
     np.testing.assert_allclose(strengths[0], model.start(), rtol=1e-6)
-    for before, after in zip(
-        seen, strengths[1:], strict=False
-    ):  # the weights at the end of a round say what the next starts with
+    # the weights at the end of a round say what the next starts with
+    for before, after in zip(seen, strengths[1:], strict=False):
         params = {**before.state.z, "strength": jnp.asarray(after)}
         held = hold_evidence(problem, params, x, y, optimise=("strength",), curvature="dual")  # 12 rows have all their columns
         slope = jax.grad(lambda log, held=held: held({"strength": jnp.exp(log)}).value)(jnp.log(jnp.asarray(after)))
