@@ -14,10 +14,19 @@ import optax
 from bayes_sym import _numpyro
 from bayes_sym._precision import full_precision
 
-from .curvature.dependence import dependent_outputs
+from .curvature.dependence import dependent_outputs, traced
 from .curvature.measure import measure, measure_basis
 from .curvature.pieces import Piece
-from .evidence import Evidence, as_probes, evaluate, evidence_kind, log_likelihood_at, price, settled
+from .evidence import (
+    Evidence,
+    as_probes,
+    evaluate,
+    evidence_kind,
+    log_likelihood_and_gradient,
+    log_likelihood_at,
+    price,
+    settled,
+)
 from .problem import Problem, Values
 from .rows import Data
 
@@ -85,18 +94,18 @@ def _climb(scheme: Laplace, problem: Problem, key: jax.Array, state: LaplaceStat
         return log_likelihood_at(problem, z, fixed=held(hyper), data=data, factor=None)
 
     # A curvature that does not move with the hyperparameters (prior strengths of centred weights) is measured once.
-    moves = any(jax.tree.leaves(dependent_outputs(lambda hyper: (measured(hyper), likelihood_at(hyper)), state.hyper)))
+    depends, again = traced(lambda hyper: (measured(hyper), likelihood_at(hyper)), state.hyper)
     kind = evidence_kind(objective, probes.count)
-    if moves:
+    if any(jax.tree.leaves(depends)):
 
         def evidence(hyper: Values) -> Evidence:
             return evaluate(problem, z, held(hyper), data, measured(hyper), kind, correction=scheme.correction)
     else:
-        once = settled(problem, z, held(state.hyper), data, measured(state.hyper))
-        likelihood, gradient = likelihood_at(state.hyper), None
+        pieces, likelihood = again(state.hyper)
+        point, gradient = held(state.hyper), None
         if scheme.correction == "newton":
-            point = held(state.hyper)
-            gradient = jax.grad(lambda z: log_likelihood_at(problem, z, fixed=point, data=data, factor=None))(z)
+            _, gradient = log_likelihood_and_gradient(problem, z, fixed=point, data=data, factor=None, pieces=pieces)
+        once = settled(problem, z, point, data, pieces)
 
         def evidence(hyper: Values) -> Evidence:
             return price(problem, z, held(hyper), data, once, likelihood, gradient, kind, (), scheme.correction)

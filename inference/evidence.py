@@ -33,6 +33,7 @@ __all__ = [
     "evidence_basis",
     "evidence_kind",
     "log_evidence",
+    "log_likelihood_and_gradient",
     "log_likelihood_at",
     "price",
     "settled",
@@ -280,8 +281,16 @@ def evaluate(
     factor: float | None = None,
 ) -> Evidence:
     """The evidence at unconstrained `z`, with a curvature that was measured before."""
-    likelihood, gradient = jax.value_and_grad(partial(log_likelihood_at, problem, fixed=fixed, data=data, factor=factor))(z)
+    likelihood, gradient = log_likelihood_and_gradient(problem, z, fixed=fixed, data=data, factor=factor, pieces=pieces)
     return price(problem, z, fixed, data, pieces, likelihood, gradient, kind, untapped, correction)
+
+
+def log_likelihood_and_gradient(
+    problem: Problem, z: Values, *, fixed: Values, data: Data, factor: float | None, pieces: tuple[Piece, ...]
+) -> tuple[jax.Array, Values | None]:
+    """log p(data | z) and its gradient, which is None where the pieces tell what is needed of it."""
+    fn = partial(log_likelihood_at, problem, fixed=fixed, data=data, factor=factor)
+    return (fn(z), None) if all(isinstance(piece, Dual) for piece in pieces) else jax.value_and_grad(fn)(z)
 
 
 def log_likelihood_at(problem: Problem, z: Values, *, fixed: Values, data: Data, factor: float | None) -> jax.Array:
@@ -303,7 +312,7 @@ def price(
 ) -> Evidence:
     """The evidence from everything that the data say: only the priors are evaluated here, on one row.
 
-    Without the gradient of the log likelihood, the Newton decrement is left at zero.
+    Without the gradient of the log likelihood, the Newton decrement is left at zero, but for ``"dual"``, whose rows tell it.
     """
     parts = prior_parts(problem, z, fixed, data, tuple(piece.layout for piece in pieces))
     example = problem.take(data, slice(0, 1))
@@ -318,7 +327,9 @@ def price(
     log_det_ratio, decrement = jnp.zeros(()), jnp.zeros(())
     for piece, (part, _) in zip(pieces, parts, strict=True):
         log_det_ratio = log_det_ratio + piece.log_det_ratio(part)
-        if gradient is not None:
+        if isinstance(piece, Dual):
+            decrement = decrement + piece.decrement(part)
+        elif gradient is not None:
             decrement = decrement + piece.decrement(part, piece.layout.flatten(gradient))
     value = log_likelihood - scatter / 2 - log_det_ratio / 2
     if correction == "newton":

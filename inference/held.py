@@ -15,7 +15,7 @@ from bayes_sym._precision import full_precision
 from bayes_sym.errors import CurvatureError, OptionError
 
 from . import rows
-from .curvature.dependence import dependent_outputs
+from .curvature.dependence import traced
 from .curvature.measure import measure, untapped
 from .curvature.pieces import Piece
 from .curvature.tapped import Basis
@@ -27,7 +27,7 @@ from .evidence import (
     check_options,
     evidence_kind,
     finite,
-    log_likelihood_at,
+    log_likelihood_and_gradient,
     price,
     settled,
     split_sites,
@@ -61,7 +61,7 @@ class HeldEvidence:
     data: Data
     pieces: tuple[Piece, ...]
     likelihood: jax.Array
-    gradient: Values
+    gradient: Values | None
     kind: str
     untapped: tuple[str, ...]
     correction: str | None = None
@@ -199,18 +199,18 @@ def _settled(
     basis: Basis | None,
     block_size: int,
     chunk: int | None,
-) -> tuple[Values, tuple[Piece, ...], jax.Array, Values]:
-    def data_side(fixed: Values) -> tuple[Values, tuple[Piece, ...], jax.Array, Values]:
+) -> tuple[Values, tuple[Piece, ...], jax.Array, Values | None]:
+    def data_side(fixed: Values) -> tuple[Values, tuple[Piece, ...], jax.Array, Values | None]:
         """Coordinates, curvature, log likelihood and its gradient: what needs a pass over the data."""
         z = unconstrained(problem, free, fixed, data)
-        likelihood, gradient = jax.value_and_grad(partial(log_likelihood_at, problem, fixed=fixed, data=data, factor=None))(z)
         pieces = measure(problem, z, fixed, data, curvature, probes=probes, basis=basis, block_size=block_size, chunk=chunk)
-        return z, pieces, likelihood, gradient
+        return z, pieces, *log_likelihood_and_gradient(problem, z, fixed=fixed, data=data, factor=None, pieces=pieces)
 
-    if any(jax.tree.leaves(dependent_outputs(data_side, fixed))):
+    depends, again = traced(data_side, fixed)
+    if any(jax.tree.leaves(depends)):
         raise OptionError(
             f"the likelihood, its curvature or the coordinates depend on the sites in optimise={tuple(fixed)}, so they cannot be held "
             "while these move: use log_evidence, or leave out the sites that the likelihood depends on (noise scales)"
         )
-    z, pieces, likelihood, gradient = data_side(fixed)
+    z, pieces, likelihood, gradient = again(fixed)
     return z, settled(problem, z, fixed, data, pieces), likelihood, gradient

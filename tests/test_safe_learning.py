@@ -17,7 +17,7 @@ from bayes_sym.inference import Laplace, PointPosterior, Problem, effective_para
 from bayes_sym.inference.chunks import start_state
 from bayes_sym.inference.climb import climb_evidence
 from bayes_sym.inference.collapse import information
-from bayes_sym.inference.curvature.dependence import dependent_outputs
+from bayes_sym.inference.curvature.dependence import traced
 from bayes_sym.layers import Activation, Conv, Dense, Factored, Flatten, Residual, Sequential, pathways, random_module
 from bayes_sym.priors import IndependentScales
 
@@ -248,7 +248,9 @@ def test_dependence_is_seen_through_loops_and_calls():
         again = jax.checkpoint(lambda a, b: (a * 2, b))(x, jnp.ones(()))
         return loop, late[0], called, again
 
-    assert dependent_outputs(fn, 1.0) == (((False, True, False), True), (True, True, True), (True, False), (True, False))
+    depends, replay = traced(fn, 1.0)
+    assert depends == (((False, True, False), True), (True, True, True), (True, False), (True, False))
+    jax.tree.map(np.testing.assert_array_equal, replay(3.0), fn(3.0))
 
 
 def test_evidence_in_chunks_of_rows_can_be_held():

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+from jax.extend.core import jaxpr_as_fun
 
 
-__all__ = ["dependent_outputs"]
+__all__ = ["dependent_outputs", "traced"]
 
 
 def dependent_outputs(fn: Callable[[Any], Any], argument: Any) -> Any:
@@ -17,9 +18,19 @@ def dependent_outputs(fn: Callable[[Any], Any], argument: Any) -> Any:
     Looks into loops over rows and into called programs; any other operation with inner programs counts as mixing all its
     inputs.
     """
+    return traced(fn, argument)[0]
+
+
+def traced(fn: Callable[[Any], Any], argument: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """The same, and the function as it was traced: for arguments of the same shapes, without running its Python code again."""
     program, shapes = jax.make_jaxpr(fn, return_shape=True)(argument)
+    structure = jax.tree.structure(shapes)
     flags = _outputs(program.jaxpr, [True] * len(program.jaxpr.invars))
-    return jax.tree.unflatten(jax.tree.structure(shapes), flags)
+
+    def again(argument: Any) -> Any:
+        return jax.tree.unflatten(structure, jaxpr_as_fun(program)(*jax.tree.leaves(argument)))
+
+    return jax.tree.unflatten(structure, flags), again
 
 
 def _outputs(program: Any, inputs: Sequence[bool]) -> list[bool]:

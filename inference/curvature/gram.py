@@ -161,7 +161,7 @@ class Dual(Piece):
         """log|I + R L L' R'|."""
         return _cholesky_log_det(self._whole(prior))[1]
 
-    def decrement(self, prior: PriorPart, gradient: jax.Array) -> jax.Array:
+    def decrement(self, prior: PriorPart, gradient: jax.Array | None = None) -> jax.Array:
         """Of the gradient R' e - D (theta - mean) of its own rows: scatter + e'e - t' (I + R L L' R')^-1 t."""
         lower = jnp.linalg.cholesky(self._whole(prior))
         fit = (solve_triangular(lower, self.response, lower=True) ** 2).sum()
