@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -136,7 +136,7 @@ def run(
 
     A comparison of schemes also writes table.csv and the posteriors. Interrupted with ctrl-C, it finishes the steps under way and saves;
     killed, it has saved after every chunk of steps. The same command then goes on where it was. A second ctrl-C ends at once.
-    Experiments of many short pieces keep those that are finished.
+    Experiments of many short pieces keep those that are finished. Of several seeds, the first alone compiles.
 
     \b
     Examples:
@@ -147,6 +147,7 @@ def run(
         bayes-sym run digits-c4 --json | jq '.[] | {method, nll}'
     """
     from . import EXPERIMENTS
+    from .compiled import kept_compiled
     from .experiment import Options
     from .table import as_text
 
@@ -165,16 +166,17 @@ def run(
         return
     several = [(chosen, home if seeds == 1 else home / f"seed-{chosen}") for chosen in range(seed, seed + seeds)]
     rows: list[dict[str, Any]] = []
-    for chosen, folder in several:
-        started = time.perf_counter()
-        with _clean_ends(verbose, folder):
-            results = experiment.run(replace(options, seed=chosen, folder=folder))
-            saved = results.save(folder)
-        rows += [{"experiment": name, "task": task, "seed": chosen, **row} for row in results.rows]
-        if not as_json:
-            typer.echo(_as_table(results))
-        if not quiet:
-            typer.echo(f"\nseed {chosen}, {time.perf_counter() - started:.0f} s; everything is in {saved}", err=as_json)
+    with kept_compiled(home / "compiled") if seeds > 1 else nullcontext():
+        for chosen, folder in several:
+            started = time.perf_counter()
+            with _clean_ends(verbose, folder):
+                results = experiment.run(replace(options, seed=chosen, folder=folder))
+                saved = results.save(folder)
+            rows += [{"experiment": name, "task": task, "seed": chosen, **row} for row in results.rows]
+            if not as_json:
+                typer.echo(_as_table(results))
+            if not quiet:
+                typer.echo(f"\nseed {chosen}, {time.perf_counter() - started:.0f} s; everything is in {saved}", err=as_json)
     for _, folder in several:  # only an interrupted command needs what was finished
         shutil.rmtree(folder / "cells", ignore_errors=True)
     if as_json:

@@ -250,13 +250,13 @@ def learn(job: Job) -> Outcome:
 def _off_balance(spec: Layer, params: Values, strength: jax.Array, gamma: Values) -> float:
     """The largest |scatter/gamma - 1| of a pathway; both are weighted by the power of the strength that a site's scale has."""
     sites, found = {site.name: site for site in spec.sites()}, []
-    for i, pathway in enumerate(pathways(spec)):
+    for scale, pathway in zip(np.asarray(strength, float), pathways(spec), strict=True):
         own = [(sites[name], f"net.{name}") for name in pathway.sites]
-        scatter = sum(
-            site.share * site.fan_in / strength[i] ** (2 * site.share) * jnp.sum(params[name] ** 2) for site, name in own
-        )
-        found.append(abs(float(scatter / sum(site.share * gamma[name] for site, name in own)) - 1))
-    return max(found)
+        # by NumPy: JAX would compile a program for the shape of every site
+        squares = {name: (np.asarray(params[name], float) ** 2).sum() for _, name in own}
+        scatter = sum(site.share * site.fan_in / scale ** (2 * site.share) * squares[name] for site, name in own)
+        found.append(abs(scatter / sum(site.share * float(gamma[name]) for site, name in own) - 1))
+    return float(max(found))
 
 
 def _exact(

@@ -15,6 +15,7 @@ import pytest
 from bayes_sym.diagnostics import PathwayShare, PathwayShares
 from bayes_sym.errors import CheckpointError
 from bayes_sym.experiments import kept
+from bayes_sym.experiments.compiled import kept_compiled
 from bayes_sym.experiments.experiment import Options
 from bayes_sym.experiments.learned_layers import Outcome, outcome_of
 from bayes_sym.experiments.side_by_side import side_by_side
@@ -121,7 +122,7 @@ def cores(_):
 
 
 def flags(_):
-    return os.environ.get("XLA_FLAGS", "").split()
+    return os.environ.get("XLA_FLAGS", "").split(), jax.config.jax_compilation_cache_dir
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or len(cores(None)) < 2, reason="needs a choice of cores")
@@ -133,12 +134,43 @@ def test_every_process_has_its_share_of_the_cores():
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs a system that says where a process may run")
-def test_processes_compile_quickly_where_asked_unless_the_user_says_otherwise(monkeypatch):
+def test_processes_compile_quickly_where_asked_unless_the_user_says_otherwise_and_keep_what_they_compile(monkeypatch, tmp_path):
     monkeypatch.setattr("bayes_sym.experiments.side_by_side._cores", lambda: 2 * sorted(os.sched_getaffinity(0))[:1])
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=3")
-    for found in side_by_side(flags, ["a", "b"], Options(seed=0, progress=False), quick=True):
-        assert found[0] == "--xla_backend_optimization_level=1" and found[-1] == "--xla_backend_optimization_level=3"
+    with kept_compiled(tmp_path):
+        for found, cache in side_by_side(flags, ["a", "b"], Options(seed=0, progress=False), quick=True):
+            assert found[0] == "--xla_backend_optimization_level=1" and found[-1] == "--xla_backend_optimization_level=3"
+            assert cache == str(tmp_path)
     assert os.environ["XLA_FLAGS"] == "--xla_backend_optimization_level=3"
+
+
+def test_a_program_that_was_kept_is_read_and_not_compiled(monkeypatch, tmp_path):
+    monkeypatch.setattr("bayes_sym.experiments.compiled._SHORTEST", 0.0)
+    read = []
+    jax.monitoring.register_event_listener(lambda event, **_: read.append(event) if event.endswith("cache_hits") else None)
+
+    def run(scale):
+        return float(jax.jit(lambda x: scale * jnp.sin(x))(1.0))
+
+    with pytest.raises(KeyboardInterrupt), kept_compiled(tmp_path / "compiled"):
+        first, before = run(3.0), len(read)
+        assert run(3.0) == first and len(read) == before + 1
+        raise KeyboardInterrupt
+    assert list((tmp_path / "compiled").iterdir())  # for the command that goes on
+    with kept_compiled(tmp_path / "compiled"):
+        assert run(3.0) == first and len(read) == before + 2
+    assert jax.config.jax_compilation_cache_dir is None and not (tmp_path / "compiled").exists()
+    assert run(3.0) == first and len(read) == before + 2
+
+
+def test_a_cache_of_the_users_own_is_left_alone(tmp_path):
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "theirs"))
+    try:
+        with kept_compiled(tmp_path / "compiled"):
+            assert jax.config.jax_compilation_cache_dir == str(tmp_path / "theirs")
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "theirs") and not (tmp_path / "compiled").exists()
+    finally:
+        jax.config.update("jax_compilation_cache_dir", None)
 
 
 def test_outcomes_with_shares_of_pathways_are_made_again(tmp_path):
