@@ -127,12 +127,13 @@ def _measured(job: Job, problem: Problem, x: np.ndarray, y: np.ndarray) -> tuple
     weights, images = _weights(drawn), jnp.asarray(x[:_MEASURED])
 
     @jax.jit
-    def logits_at(start: jax.Array) -> jax.Array:
+    def logits_at(start: jax.Array, weights: Values, images: jax.Array) -> jax.Array:
         return job.model.spec.apply({name: start * value for name, value in weights.items()}, images)
 
     def logits(log_strength: float) -> tuple[np.ndarray, np.ndarray]:
         """Their means, and what is left of them."""
-        found = np.asarray(logits_at(jnp.asarray(np.exp(log_strength) / job.model.scale, images.dtype)), float)
+        start = jnp.asarray(np.exp(log_strength) / job.model.scale, images.dtype)
+        found = np.asarray(logits_at(start, weights, images), float)
         return found.mean(axis=0), found - found.mean(axis=0)
 
     strength = brentq(lambda log: logits(log)[1].std() - job.spread, *np.log(_STRENGTHS), xtol=1e-3)
@@ -211,9 +212,9 @@ def learn(job: Job) -> Outcome:
         )
     params = found.scheme.position(found.state)
     weights = _weights(params)
-    predict = jax.jit(lambda x: jax.nn.softmax(spec.apply(weights, x)))
-    quality = calibration(predict(jnp.asarray(x_test)), y_test)
-    by_transform = np.stack([np.asarray(predict(jnp.asarray(some))) for some in transforms])
+    predict = jax.jit(lambda weights, x: jax.nn.softmax(spec.apply(weights, x)))  # one program for all seeds
+    quality = calibration(predict(weights, jnp.asarray(x_test)), y_test)
+    by_transform = np.stack([np.asarray(predict(weights, jnp.asarray(some))) for some in transforms])
     labels = by_transform.argmax(axis=-1)
     scores: dict[str, Any] = {
         "model": job.model.variant,
