@@ -27,8 +27,8 @@ __all__ = ["side_by_side"]
 
 _Item = TypeVar("_Item")
 
-# Programs compile in half the time, and take up to a third longer to run (docs/decisions.md). Newer compilers lack the second way.
-_QUICK = "--xla_backend_optimization_level=1"
+# Programs compile in half the time, and take up to a third longer to run (docs/decisions.md). Newer compilers lack the third way.
+_QUICK = "--xla_backend_optimization_level=1 --xla_backend_extra_options=xla_cpu_disable_loop_unrolling"
 if jax.__version_info__ < (0, 11):
     _QUICK += " --xla_cpu_use_fusion_emitters=false"
 
