@@ -287,10 +287,10 @@ def evaluate(
 
 def log_likelihood_and_gradient(
     problem: Problem, z: Values, *, fixed: Values, data: Data, factor: float | None, pieces: tuple[Piece, ...]
-) -> tuple[jax.Array, Values | None]:
-    """log p(data | z) and its gradient, which is None where the pieces tell what is needed of it."""
+) -> tuple[jax.Array, Values]:
+    """log p(data | z) and its gradient, which is empty for ``"dual"``: its rows tell what is needed of it."""
     fn = partial(log_likelihood_at, problem, fixed=fixed, data=data, factor=factor)
-    return (fn(z), None) if all(isinstance(piece, Dual) for piece in pieces) else jax.value_and_grad(fn)(z)
+    return (fn(z), {}) if all(isinstance(piece, Dual) for piece in pieces) else jax.value_and_grad(fn)(z)
 
 
 def log_likelihood_at(problem: Problem, z: Values, *, fixed: Values, data: Data, factor: float | None) -> jax.Array:
@@ -312,7 +312,7 @@ def price(
 ) -> Evidence:
     """The evidence from everything that the data say: only the priors are evaluated here, on one row.
 
-    Without the gradient of the log likelihood, the Newton decrement is left at zero, but for ``"dual"``, whose rows tell it.
+    Without the gradient of the log likelihood, the Newton decrement is left at zero.
     """
     parts = prior_parts(problem, z, fixed, data, tuple(piece.layout for piece in pieces))
     example = problem.take(data, slice(0, 1))
@@ -321,16 +321,15 @@ def price(
         density = problem.log_density(z, example, constrained=fixed)
         return density.prior + density.log_det
 
-    if gradient is not None:
+    if gradient:
         gradient = jax.tree.map(jnp.add, gradient, jax.grad(log_prior)(z))
     scatter = sum((scatter for _, scatter in parts), jnp.zeros(()))
     log_det_ratio, decrement = jnp.zeros(()), jnp.zeros(())
     for piece, (part, _) in zip(pieces, parts, strict=True):
         log_det_ratio = log_det_ratio + piece.log_det_ratio(part)
-        if isinstance(piece, Dual):
-            decrement = decrement + piece.decrement(part)
-        elif gradient is not None:
-            decrement = decrement + piece.decrement(part, piece.layout.flatten(gradient))
+        if gradient is not None:
+            of_piece = piece.decrement(part) if isinstance(piece, Dual) else piece.decrement(part, piece.layout.flatten(gradient))
+            decrement = decrement + of_piece
     value = log_likelihood - scatter / 2 - log_det_ratio / 2
     if correction == "newton":
         value = value + decrement / 2

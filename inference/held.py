@@ -61,7 +61,7 @@ class HeldEvidence:
     data: Data
     pieces: tuple[Piece, ...]
     likelihood: jax.Array
-    gradient: Values | None
+    gradient: Values
     kind: str
     untapped: tuple[str, ...]
     correction: str | None = None
@@ -199,8 +199,8 @@ def _settled(
     basis: Basis | None,
     block_size: int,
     chunk: int | None,
-) -> tuple[Values, tuple[Piece, ...], jax.Array, Values | None]:
-    def data_side(fixed: Values) -> tuple[Values, tuple[Piece, ...], jax.Array, Values | None]:
+) -> tuple[Values, tuple[Piece, ...], jax.Array, Values]:
+    def data_side(fixed: Values) -> tuple[Values, tuple[Piece, ...], jax.Array, Values]:
         """Coordinates, curvature, log likelihood and its gradient: what needs a pass over the data."""
         z = unconstrained(problem, free, fixed, data)
         pieces = measure(problem, z, fixed, data, curvature, probes=probes, basis=basis, block_size=block_size, chunk=chunk)
