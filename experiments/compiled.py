@@ -6,14 +6,22 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 
-__all__ = ["cache_folder", "kept_compiled", "use"]
+__all__ = ["Cache", "cache", "kept_compiled", "use"]
 
 _SHORTEST = 0.2  # seconds that a program compiles from which on it is kept
+
+
+class Cache(NamedTuple):
+    """Where a process keeps what it compiles, if anywhere, and the seconds that a program compiles from which on it is kept."""
+
+    folder: str | None
+    shortest: float
 
 
 @contextmanager
@@ -22,27 +30,26 @@ def kept_compiled(folder: Path) -> Iterator[None]:
 
     After an error or ctrl-C it stays, for the command that goes on. A cache of the user's own is used in its place.
     """
-    if cache_folder() is not None:
+    before = cache()
+    if before.folder is not None:
         yield
         return
-    before = jax.config.values["jax_persistent_cache_min_compile_time_secs"]
-    use(str(folder))
+    use(Cache(str(folder), _SHORTEST))
     try:
         yield
         shutil.rmtree(folder, ignore_errors=True)
     finally:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
-        use(None)
+        use(before)
 
 
-def cache_folder() -> str | None:
-    """Where this process keeps what it compiles, if anywhere."""
-    return jax.config.values["jax_compilation_cache_dir"]
+def cache() -> Cache:
+    """That of this process."""
+    settings = jax.config.values
+    return Cache(settings["jax_compilation_cache_dir"], settings["jax_persistent_cache_min_compile_time_secs"])
 
 
-def use(folder: str | None) -> None:
-    """Makes this process read and write compiled programs there from now on; None for nowhere."""
-    jax.config.update("jax_compilation_cache_dir", folder)
-    if folder is not None:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", _SHORTEST)
+def use(cache: Cache) -> None:
+    """Makes it that of this process, from now on."""
+    jax.config.update("jax_compilation_cache_dir", cache.folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", cache.shortest)
     compilation_cache.reset_cache()  # it remembers where it was

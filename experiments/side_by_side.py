@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import jax
 from tqdm import tqdm
 
-from .compiled import cache_folder, use
+from .compiled import Cache, cache, use
 from .experiment import Options
 from .kept import place_of, read, write
 from .notices import plain_warnings
@@ -82,7 +82,7 @@ def side_by_side(
         shares = context.SimpleQueue()
         for first in range(workers):
             shares.put(cores[first::workers])
-        start = (shares, quick, cache_folder())
+        start = (shares, quick, cache())
         with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=start) as pool:
             waiting = {pool.submit(fn, items[i]): i for i in missing}
             try:
@@ -99,15 +99,13 @@ def _cores() -> list[int]:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
-def _start(shares: SimpleQueue[list[int]], quick: bool, cache: str | None) -> None:
+def _start(shares: SimpleQueue[list[int]], quick: bool, cache: Cache) -> None:
     """Makes a worker of this process, before JAX starts: it reads the flags then, and starts a thread per core that it finds."""
     plain_warnings()
-    gc.set_threshold(
-        50_000, 20, 100
-    )  # traces are many small objects that stay: looking through them all takes a fifth of the time
+    # traces are many small objects that stay: looking through them all takes a fifth of the time
+    gc.set_threshold(50_000, 20, 100)
     if quick:
         os.environ["XLA_FLAGS"] = f"{_QUICK} {os.environ.get('XLA_FLAGS', '')}"  # those of the user come last and win
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, shares.get())
-    if cache is not None:
-        use(cache)
+    use(cache)
