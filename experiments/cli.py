@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -166,7 +166,7 @@ def run(
         return
     several = [(chosen, home if seeds == 1 else home / f"seed-{chosen}") for chosen in range(seed, seed + seeds)]
     rows: list[dict[str, Any]] = []
-    with kept_compiled(home / "compiled") if seeds > 1 else nullcontext():
+    with kept_compiled(home / "compiled"):
         for chosen, folder in several:
             started = time.perf_counter()
             with _clean_ends(verbose, folder):

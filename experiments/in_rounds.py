@@ -18,7 +18,7 @@ from bayes_sym.inference.problem import Values
 from bayes_sym.inference.rows import Data
 
 
-__all__ = ["InRounds", "with_held"]
+__all__ = ["InRounds", "round_starts", "with_held"]
 
 _T = TypeVar("_T")
 _PARTS = 8  # a round has this part of all steps
@@ -34,24 +34,33 @@ class InRounds(Laplace):
     Attributes:
         rounds: how many, at most 7; each has an eighth of all steps.
         columns: of the Fisher roots, to draw for the exact evidence: a few times as many as there are effective parameters.
+        still: whether the strengths stay as they are: the same steps as a MAP, to compare with, which are also the same program.
     """
 
     rounds: int = 3
     columns: int = 800
+    still: bool = False
 
     def check_data(self, problem: Problem, data: Data) -> None:
         """Nothing: the exact evidence prices every layer of a ladder."""
 
     def boundaries(self, num_steps: int) -> tuple[int, ...]:
         """The first steps of the rounds."""
-        steps = max(1, num_steps // _PARTS)
-        return tuple(step for step in range(num_steps - self.rounds * steps, num_steps, steps) if step > 0)
+        return round_starts(num_steps, self.rounds)
 
     def cross(self, key: jax.Array, state: LaplaceState, problem: Problem, data: Data, step: int) -> LaplaceState:
         """Balances the strengths."""
+        if self.still:
+            return state
         strength = {"strength": jnp.exp(state.hyper["strength"])}
         found = with_held(lambda held: held.balanced(strength), problem, {**state.z, **strength}, data, self.columns)
         return state._replace(hyper={"strength": jnp.log(found["strength"]).astype(state.hyper["strength"].dtype)})
+
+
+def round_starts(num_steps: int, rounds: int) -> tuple[int, ...]:
+    """The first step of every round, each with an eighth of all steps."""
+    steps = max(1, num_steps // _PARTS)
+    return tuple(step for step in range(num_steps - rounds * steps, num_steps, steps) if step > 0)
 
 
 def with_held(fn: Callable[[HeldEvidence], _T], problem: Problem, params: Values, data: Data, columns: int) -> _T:

@@ -15,13 +15,13 @@ from scipy.optimize import brentq
 
 from bayes_sym.diagnostics import PathwayShare, PathwayShares, calibration, pathway_shares, plot_pathway_shares
 from bayes_sym.errors import CollapseWarning
-from bayes_sym.inference import MAP, Evidence, HeldEvidence, Laplace, Problem, Progress, fit
+from bayes_sym.inference import Evidence, HeldEvidence, Problem, Progress, fit
 from bayes_sym.inference.plan import Keys
 from bayes_sym.inference.problem import Values
 from bayes_sym.layers import Layer, pathways
 from bayes_sym.models import LadderClassifier
 
-from .in_rounds import InRounds, with_held
+from .in_rounds import InRounds, round_starts, with_held
 
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ COLUMNS = {
 """The columns of the printed table."""
 
 
-_MEASURED = 200  # images that logits at the start, and energies over training, are measured on
+_MEASURED = 200  # images that logits at the start are measured on
 _STRENGTHS = (0.1, 30.0)  # of the first weights, between which the one is sought that spreads the logits as asked
 _GAIN = 2.0  # strength of the first weights: with less, signals die out through the means of pixels and the activations
 _RATE = 0.028  # learning rate at the start, relative to first weights of that strength
@@ -65,7 +65,7 @@ class Job(NamedTuple):
 
     Attributes:
         model: the net, with the strengths that it starts with.
-        learned: whether strengths are learned by evidence; else they stay, and the fit is a MAP.
+        learned: whether strengths are learned by evidence, between rounds of the fit; else they stay, and the fit is a MAP.
         data: a function without arguments that gives the images; predictions are compared over the transforms. It is called
             where the fit runs.
         steps: steps of the fit.
@@ -73,12 +73,11 @@ class Job(NamedTuple):
         batch: images per step.
         spread: standard deviation over images that the logits start with, about 0; None for first weights of one strength.
         clip: the longest gradient of the whitened weights, per image; None for any length.
-        objective: the curvature of the evidence that moves the strengths; see `Laplace`.
         evidence: whether the evidence of a MAP is worked out too, at the strengths that it has.
         columns: of the Fisher roots, to draw for that evidence: more than there are effective parameters.
-        rounds: in which the last steps are taken, the strengths moved between them alone, by that evidence; see `InRounds`.
+        rounds: in which the last steps are taken where strengths are learned; see `InRounds`.
 
-    Learned strengths end where MacKay's identity holds, with the weights held; totals of layers are free then.
+    Learned strengths end where MacKay's identity holds, with the weights held.
 
     A net with a wider prior (`LadderClassifier.scale`) starts at the same weights, and its steps are as long. Biases start at 0:
     drawn from the prior they would add up to the same large outputs for every image (docs/decisions.md).
@@ -92,10 +91,9 @@ class Job(NamedTuple):
     batch: int = 100
     spread: float | None = None
     clip: float | None = None
-    objective: str = "kfac_reduce"
     evidence: bool = False
     columns: int = 1600
-    rounds: int = 0
+    rounds: int = 3
 
 
 @dataclass(frozen=True)
@@ -147,55 +145,39 @@ def _weights(params: Values) -> Values:
     return {name.removeprefix("net."): value for name, value in params.items() if name.startswith("net.")}
 
 
-def _scheme(job: Job, start: float) -> Laplace | MAP:
-    rate, starts = _RATE * _GAIN / job.model.scale, InRounds(rounds=job.rounds).boundaries(job.steps)
+def _scheme(job: Job, start: float) -> InRounds:
+    rate, starts = _RATE * _GAIN / job.model.scale, round_starts(job.steps, job.rounds)
     lengths = np.diff([0, *starts, job.steps])
     schedule = optax.join_schedules([optax.cosine_decay_schedule(rate, int(steps), 0.05) for steps in lengths], starts)
     optimizer = optax.adam(schedule)
     if job.clip is not None:
         optimizer = optax.chain(optax.clip_by_global_norm(job.clip), optimizer)
-    if not job.learned:
-        return MAP(optimizer, whiten=True, start=start)
-    if job.rounds:
-        return InRounds(
-            optimizer,
-            None,
-            optimise=("strength",),
-            whiten=True,
-            start=start,
-            objective="dual",
-            rounds=job.rounds,
-            columns=job.columns,
-        )
-    return Laplace(
+    return InRounds(
         optimizer,
+        None,  # predictions are those of the mode
         optimise=("strength",),
-        hyper_optimizer=optax.adam(0.05, b1=0.0),
-        burn_in=max(1, job.steps // 5),
-        refresh=max(1, job.steps // 20),
-        hyper_steps=10,
-        trust=0.5,
         whiten=True,
         start=start,
-        objective=job.objective,
-        probes=2,
-        curvature=None,  # predictions are those of the mode, and the exact evidence is worked out below
+        objective="dual",
+        rounds=job.rounds,
+        columns=job.columns,
+        still=not job.learned,
     )
 
 
 def learn(job: Job) -> Outcome:
     """Fits the net and scores its mode."""
     x, y, x_test, y_test, transforms = job.data()
-    model = replace(job.model, learned=job.learned)
+    model = replace(job.model, learned=True, relative=1.0)  # whatever a net starts from, its steps are one program
     # the median of a few draws of the prior would do for other hyperparameters, but where strengths start is what is compared here
-    starts = (("net.*bias", 0.0), *((("strength", model.start()),) if job.learned else ()))
-    problem, spec, start = Problem(model, starts=starts), model.spec, _GAIN / model.scale
+    problem = Problem(model, starts=(("net.*bias", 0.0), ("strength", job.model.start())))
+    spec, start = model.spec, _GAIN / model.scale
     if job.spread is not None:
         start, problem = _measured(job, problem, x, y)
     history: list[tuple[int, PathwayShares]] = []
 
     def watch(progress: Progress) -> None:
-        history.append((progress.step, pathway_shares(spec, progress.state.z, x_test[:_MEASURED])))
+        history.append((progress.step, pathway_shares(spec, progress.state.z, x_test)))
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", CollapseWarning)
@@ -220,7 +202,7 @@ def learn(job: Job) -> Outcome:
         "model": job.model.variant,
         "inference": "evidence" if job.learned else "map",
         "scale": model.scale,
-        "relative": model.relative,
+        "relative": job.model.relative,
         "accuracy": quality.accuracy,
         "accuracy_se": quality.accuracy_se,
         "nll": quality.nll,
@@ -235,8 +217,7 @@ def learn(job: Job) -> Outcome:
     }
     if not (job.learned or job.evidence):
         return Outcome(scores, None, history)
-    strength = model.strengths(jnp.exp(params["strength"])) if job.learned else jnp.asarray(model.start())
-    strength, evidence, gamma = _exact(job, problem, {**params, "strength": strength}, x, y)
+    strength, evidence, gamma = _exact(job, problem, {**params, "strength": jnp.exp(params["strength"])}, x, y)
     scores["log_evidence"] = float(evidence.value)
     scores["log_evidence_per_row"] = scores["log_evidence"] / len(x)
     scores["evidence_kind"] = evidence.kind
@@ -264,8 +245,6 @@ def _exact(
     job: Job, problem: Problem, params: Values, x: np.ndarray, y: np.ndarray
 ) -> tuple[jax.Array, Evidence, dict[str, jax.Array]]:
     """The strengths that the net ends with, by pathway; its exact evidence; and its effective parameters by site."""
-    # under free totals what a layer does not need goes nowhere, and with the weights held they cannot drift apart
-    free = replace(problem, model=replace(job.model, learned=True, totals="free"))
 
     def found(held: HeldEvidence) -> tuple[jax.Array, Evidence, dict[str, jax.Array]]:
         fixed = {"strength": jnp.asarray(params["strength"])}
@@ -273,7 +252,7 @@ def _exact(
             fixed = held.balanced(fixed)
         return fixed["strength"], held(fixed), held.effective_parameters(fixed)
 
-    return with_held(found, free, params, (x, y), job.columns)
+    return with_held(found, problem, params, (x, y), job.columns)
 
 
 def outcome_of(kept: Sequence[Any]) -> Outcome:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,7 +29,24 @@ _WIDTH, _STEPS, _BATCH, _NUM_TRAIN, _NUM_TEST = 8, 800, 50, 600, 1000
 _SHIFT = 1  # pixels: digits that are all centred hardly need translations (docs/decisions.md)
 _SCALE = 11.3  # total strength of a layer: 8 times what keeps signals alive through ReLU, near the published precision of 1
 _RELATIVE = 0.3  # dense pathways start with less strength than convolutions: a symmetry is broken where the data ask for it
-_FITS = (("f_both", True, _RELATIVE), ("conv", True, 1.0), ("fc", False, 1.0), ("f_both", False, 1.0))  # the longest first
+_CLIP = 0.3  # of gradients: a few long ones undo in a round what strengths were chosen for (docs/decisions.md)
+_ROUNDS, _COLUMNS = 2, 1600
+
+
+class _Fit(NamedTuple):
+    variant: str
+    learned: bool
+    relative: float = 1.0
+    clip: float | None = _CLIP
+    columns: int = _COLUMNS
+
+
+_FITS = (  # the longest first
+    _Fit("f_both", True, _RELATIVE, columns=1000),  # with at most 450 effective parameters
+    _Fit("conv", True),
+    _Fit("fc", False, clip=None),  # worse with short gradients
+    _Fit("f_both", False),
+)
 
 
 def _digits(task: str, num_train: int, seed: int) -> Images:
@@ -46,9 +64,7 @@ def _files(task: str, folder: Path, num_train: int, seed: int) -> Images:
 
 def _net(variant: str, relative: float, image: int, inputs: int, classes: int) -> LadderClassifier:
     sizes = (image, inputs, classes, _WIDTH)
-    return LadderClassifier(
-        variant, *sizes, _SCALE, relative=relative, totals="held", activation="silu", smooth=2, choose="centroid"
-    )
+    return LadderClassifier(variant, *sizes, _SCALE, relative=relative, activation="silu", smooth=2, choose="centroid")
 
 
 def _run(options: Options) -> Findings:
@@ -64,8 +80,19 @@ def _run(options: Options) -> Findings:
     classes = 40 if task == "quadrant" else 10
     steps = options.steps or _STEPS
     jobs = [
-        Job(_net(variant, relative, image, inputs, classes), learned, data, steps, options.seed, _BATCH, evidence=variant == "fc")
-        for variant, learned, relative in _FITS
+        Job(
+            _net(each.variant, each.relative, image, inputs, classes),
+            each.learned,
+            data,
+            steps,
+            options.seed,
+            _BATCH,
+            clip=each.clip,
+            evidence=each.variant == "fc",
+            columns=each.columns,
+            rounds=_ROUNDS,
+        )
+        for each in _FITS
     ]
     outcomes = side_by_side(learn, jobs, options, again=outcome_of, quick=True)
     first = outcomes[0]
