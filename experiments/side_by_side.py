@@ -11,7 +11,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from multiprocessing.queues import SimpleQueue
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -41,9 +43,10 @@ def side_by_side(
     again: Callable[[Any], Any] | None = None,
     quick: bool = False,
 ) -> list[Any]:
-    """``[fn(item) for item in items]``, with as many processes as this one may use cores, at most four; one if there is a mesh.
+    """``[fn(item) for item in items]``, in processes; one after the other in this one if it has a single core, or there is a mesh.
 
-    Most of the time of a short fit goes into compiling it, which uses one core, so each process has its own share of the cores.
+    Most of the time of a short fit goes into compiling it, which uses one core, so each process has threads for its share of the cores
+    alone. Where there are more pieces than cores there is one process more, at most four in all: no core waits for the last piece then.
     Arguments and results are pickled.
 
     Args:
@@ -59,7 +62,7 @@ def side_by_side(
     if again is not None:
         found = [None if value is None else again(value) for value in found]
     cores = _cores()
-    workers = min(4, len(cores), len(missing))
+    workers = min(4, len(cores) + 1, len(missing)) if len(cores) > 1 else 1
     with tqdm(
         total=len(items),
         initial=len(items) - len(missing),
@@ -81,7 +84,7 @@ def side_by_side(
         context = multiprocessing.get_context("spawn")
         shares = context.SimpleQueue()
         for first in range(workers):
-            shares.put(cores[first::workers])
+            shares.put(cores[first % len(cores) :: workers])
         start = (shares, quick, cache())
         with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=start) as pool:
             waiting = {pool.submit(fn, items[i]): i for i in missing}
@@ -92,6 +95,9 @@ def side_by_side(
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     return found
+
+
+_TASKS = Path("/proc/self/task")  # on Linux, the threads of this process
 
 
 def _cores() -> list[int]:
@@ -106,6 +112,11 @@ def _start(shares: SimpleQueue[list[int]], quick: bool, cache: Cache) -> None:
     gc.set_threshold(50_000, 20, 100)
     if quick:
         os.environ["XLA_FLAGS"] = f"{_QUICK} {os.environ.get('XLA_FLAGS', '')}"  # those of the user come last and win
-    if hasattr(os, "sched_setaffinity"):
+    if _TASKS.exists():
+        cores = _cores()
         os.sched_setaffinity(0, shares.get())
+        jax.devices()  # starts its threads, one per core that it finds
+        for task in _TASKS.iterdir():  # which may run anywhere then
+            with suppress(ProcessLookupError):  # it has ended
+                os.sched_setaffinity(int(task.name), cores)
     use(cache)
