@@ -75,7 +75,7 @@ class Job(NamedTuple):
         clip: the longest gradient of the whitened weights, per image; None for any length.
         evidence: whether the evidence of a MAP is worked out too, at the strengths that it has.
         columns: of the Fisher roots, to draw for that evidence: more than there are effective parameters.
-        rounds: in which the last steps are taken where strengths are learned; see `InRounds`.
+        rounds: in which the last steps are taken, those of a MAP too; see `InRounds`.
 
     Learned strengths end where MacKay's identity holds, with the weights held.
 

@@ -28,6 +28,7 @@ from .notices import plain_warnings
 __all__ = ["side_by_side"]
 
 _Item = TypeVar("_Item")
+_TASKS = Path("/proc/self/task")  # on Linux, the threads of this process
 
 # Programs compile in half the time, and take up to a third longer to run (docs/decisions.md). Newer compilers lack the third way.
 _QUICK = "--xla_backend_optimization_level=1 --xla_backend_extra_options=xla_cpu_disable_loop_unrolling"
@@ -95,9 +96,6 @@ def side_by_side(
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     return found
-
-
-_TASKS = Path("/proc/self/task")  # on Linux, the threads of this process
 
 
 def _cores() -> list[int]:
