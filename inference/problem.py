@@ -19,7 +19,7 @@ from bayes_sym.layers.layer import Layer
 from bayes_sym.layers.module import ReplaceModules
 
 from . import rows
-from .prior_parts import gaussian_part
+from .flat_draws import FlatDraws, normals
 from .rows import Data
 from .structure import Structure, structure_of
 
@@ -201,24 +201,6 @@ class Problem:
                 )
 
 
-class _FlatDraws(Messenger):
-    """Draws Gaussian sites from flat normals: XLA compiles a draw of several axes ten times as long."""
-
-    def __init__(self, key: jax.Array) -> None:
-        super().__init__()
-        self.key = key
-
-    def process_message(self, message: dict[str, Any]) -> None:
-        """Draws a latent Gaussian site that has no value yet."""
-        if message["type"] != "sample" or message["is_observed"] or message["value"] is not None:
-            return
-        shape = message["fn"].shape()
-        part = gaussian_part(message["fn"], shape)
-        if part is not None:
-            self.key, key = jax.random.split(self.key)
-            message["value"] = (part.mean + part.root(jax.random.normal(key, (part.size,), part.mean.dtype))).reshape(shape)
-
-
 @partial(jax.jit, static_argnames=("problem", "weights"))
 def _initial(problem: Problem, weights: tuple[str, ...], key: jax.Array, data: Data) -> Values:
     structure = problem.structure(*data)
@@ -227,7 +209,9 @@ def _initial(problem: Problem, weights: tuple[str, ...], key: jax.Array, data: D
     key_hyper, key_weights = jax.random.split(key)
 
     def draw(key: jax.Array, fixed: Values) -> Values:
-        sites, _ = problem.latent_trace(data, constrained=fixed, key=key, recorder=_FlatDraws(key))
+        gaussian = {name: site for name, site in names.items() if site.normals is not None and name not in fixed}
+        flat = FlatDraws(normals(key, gaussian, weights))
+        sites, _ = problem.latent_trace(data, constrained=fixed, key=key, recorder=flat)
         return {name: _numpyro.unconstrain(sites[name], sites[name]["value"]) for name in names}
 
     medians: Values = {}

@@ -16,6 +16,7 @@ from bayes_sym.layers.layer import Layer
 from bayes_sym.taps import TapMeta, TapRecorder
 
 from . import rows
+from .prior_parts import gaussian_part
 
 
 if TYPE_CHECKING:
@@ -25,12 +26,21 @@ __all__ = ["LatentSite", "Structure", "structure_of"]
 
 
 class LatentSite(NamedTuple):
-    """What is static about one latent site: the shapes of its value and of its unconstrained coordinates, and whether it is positive."""
+    """What is static about one latent site.
+
+    Attributes:
+        shape: of its value.
+        unconstrained: the shape of its unconstrained coordinates.
+        dtype: of its value.
+        positive: whether its values are.
+        normals: the dtype of the normals that a draw of it is made of; None where it is not Gaussian.
+    """
 
     shape: tuple[int, ...]
     unconstrained: tuple[int, ...]
     dtype: Any
     positive: bool
+    normals: Any
 
 
 @dataclass(frozen=True)
@@ -182,7 +192,9 @@ class _Discover(TapRecorder):
         shape = jnp.shape(message["value"])
         coordinates = tuple(biject_to(fn.support).inverse_shape(shape))
         positive = _numpyro.is_positive(fn.support)
-        self.latent[name] = LatentSite(shape, coordinates, jnp.result_type(message["value"]), positive)
+        part = gaussian_part(fn, shape)
+        normals = None if part is None else part.mean.dtype
+        self.latent[name] = LatentSite(shape, coordinates, jnp.result_type(message["value"]), positive, normals)
 
     def _observe(self, name: str, fn: Any, shape: tuple[int, ...]) -> None:
         expected = fn.shape()
