@@ -11,9 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import suppress
 from multiprocessing.queues import SimpleQueue
-from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -28,7 +26,6 @@ from .notices import plain_warnings
 __all__ = ["side_by_side"]
 
 _Item = TypeVar("_Item")
-_TASKS = Path("/proc/self/task")  # on Linux, the threads of this process
 
 # Programs compile in half the time, and take up to a third longer to run (docs/decisions.md). Newer compilers lack the third way.
 _QUICK = "--xla_backend_optimization_level=1 --xla_backend_extra_options=xla_cpu_disable_loop_unrolling"
@@ -44,10 +41,9 @@ def side_by_side(
     again: Callable[[Any], Any] | None = None,
     quick: bool = False,
 ) -> list[Any]:
-    """``[fn(item) for item in items]``, in processes; one after the other in this one if it has a single core, or there is a mesh.
+    """``[fn(item) for item in items]``, with as many processes as this one may use cores, at most four; one if there is a mesh.
 
-    Most of the time of a short fit goes into compiling it, which uses one core, so each process has threads for its share of the cores
-    alone. Where there are more pieces than cores there is one process more, at most four in all: no core waits for the last piece then.
+    Most of the time of a short fit goes into compiling it, which uses one core, so each process has its own share of the cores.
     Arguments and results are pickled.
 
     Args:
@@ -63,7 +59,7 @@ def side_by_side(
     if again is not None:
         found = [None if value is None else again(value) for value in found]
     cores = _cores()
-    workers = min(4, len(cores) + 1, len(missing)) if len(cores) > 1 else 1
+    workers = min(4, len(cores), len(missing))
     with tqdm(
         total=len(items),
         initial=len(items) - len(missing),
@@ -85,7 +81,7 @@ def side_by_side(
         context = multiprocessing.get_context("spawn")
         shares = context.SimpleQueue()
         for first in range(workers):
-            shares.put(cores[first % len(cores) :: workers])
+            shares.put(cores[first::workers])
         start = (shares, quick, cache())
         with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=start) as pool:
             waiting = {pool.submit(fn, items[i]): i for i in missing}
@@ -110,11 +106,6 @@ def _start(shares: SimpleQueue[list[int]], quick: bool, cache: Cache) -> None:
     gc.set_threshold(50_000, 20, 100)
     if quick:
         os.environ["XLA_FLAGS"] = f"{_QUICK} {os.environ.get('XLA_FLAGS', '')}"  # those of the user come last and win
-    if _TASKS.exists():
-        cores = _cores()
+    if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, shares.get())
-        jax.devices()  # starts its threads, one per core that it finds
-        for task in _TASKS.iterdir():  # which may run anywhere then
-            with suppress(ProcessLookupError):  # it has ended
-                os.sched_setaffinity(int(task.name), cores)
     use(cache)
