@@ -54,7 +54,8 @@ COLUMNS = {
 """The columns of the printed table."""
 
 
-_MEASURED = 200  # images that logits at the start are measured on
+_MEASURED = 50  # images that logits at the start are measured on, which mixed-groups has not turned
+_LOOKED_AT = 200  # test images that energies of pathways are means over
 _STRENGTHS = (0.1, 30.0)  # of the first weights, between which the one is sought that spreads the logits as asked
 _GAIN = 2.0  # strength of the first weights: with less, signals die out through the means of pixels and the activations
 _RATE = 0.028  # learning rate at the start, relative to first weights of that strength
@@ -177,7 +178,7 @@ def learn(job: Job) -> Outcome:
     history: list[tuple[int, PathwayShares]] = []
 
     def watch(progress: Progress) -> None:
-        history.append((progress.step, pathway_shares(spec, progress.state.z, x_test)))
+        history.append((progress.step, pathway_shares(spec, progress.state.z, x_test[:_LOOKED_AT])))
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", CollapseWarning)
@@ -226,7 +227,7 @@ def learn(job: Job) -> Outcome:
     if job.learned:
         scores["mackay"] = _off_balance(spec, params, strength, gamma)
     strengths = list(np.asarray(strength))
-    return Outcome(scores, pathway_shares(spec, params, x_test, gamma=gamma, strengths=strengths), history)
+    return Outcome(scores, pathway_shares(spec, params, x_test[:_LOOKED_AT], gamma=gamma, strengths=strengths), history)
 
 
 def _off_balance(spec: Layer, params: Values, strength: jax.Array, gamma: Values) -> float:

@@ -29,7 +29,7 @@ _SCALE = 11.3  # total strength of a layer, as in the quadrant experiment
 _RELATIVE = 0.03  # of every pathway's strength to that of the one before it, which has more symmetry
 _SPREAD = 1.0  # of the logits at the start: so narrow a net starts small or large by chance
 _CLIP = 0.3  # of gradients: in one fit of three, a few long ones keep the net from learning (docs/decisions.md)
-_COLUMNS = 800  # the exact evidence has at most 200 effective parameters
+_ROUNDS, _COLUMNS = 4, 500  # the exact evidence has at most 110 effective parameters
 
 
 def _digits(task: str, num_train: int, seed: int) -> Images:
@@ -51,7 +51,7 @@ def _job(task: str, num_train: int, steps: int, seed: int) -> Job:
     # samples are chosen by their energy, which commutes with turns; the choice by the centroid does not
     net = LadderClassifier("mixed", *sizes, relative=_RELATIVE, activation="silu", smooth=2, choose="energy")
     digits = partial(_digits, task, num_train, seed)
-    return Job(net, True, digits, steps, seed, _BATCH, spread=_SPREAD, clip=_CLIP, columns=_COLUMNS)
+    return Job(net, True, digits, steps, seed, _BATCH, spread=_SPREAD, clip=_CLIP, columns=_COLUMNS, rounds=_ROUNDS)
 
 
 def _run(options: Options) -> Findings:
