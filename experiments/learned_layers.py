@@ -172,13 +172,13 @@ def learn(job: Job) -> Outcome:
     model = replace(job.model, learned=True, relative=1.0)  # whatever a net starts from, its steps are one program
     # the median of a few draws of the prior would do for other hyperparameters, but where strengths start is what is compared here
     problem = Problem(model, starts=(("net.*bias", 0.0), ("strength", job.model.start())))
-    spec, start = model.spec, _GAIN / model.scale
+    spec, start, looked_at = model.spec, _GAIN / model.scale, x_test[:_LOOKED_AT]
     if job.spread is not None:
         start, problem = _measured(job, problem, x, y)
     history: list[tuple[int, PathwayShares]] = []
 
     def watch(progress: Progress) -> None:
-        history.append((progress.step, pathway_shares(spec, progress.state.z, x_test[:_LOOKED_AT])))
+        history.append((progress.step, pathway_shares(spec, progress.state.z, looked_at)))
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", CollapseWarning)
@@ -227,7 +227,7 @@ def learn(job: Job) -> Outcome:
     if job.learned:
         scores["mackay"] = _off_balance(spec, params, strength, gamma)
     strengths = list(np.asarray(strength))
-    return Outcome(scores, pathway_shares(spec, params, x_test[:_LOOKED_AT], gamma=gamma, strengths=strengths), history)
+    return Outcome(scores, pathway_shares(spec, params, looked_at, gamma=gamma, strengths=strengths), history)
 
 
 def _off_balance(spec: Layer, params: Values, strength: jax.Array, gamma: Values) -> float:

@@ -50,21 +50,21 @@ def normals(key: jax.Array, sites: Mapping[str, LatentSite], apart: Collection[s
     Args:
         key: of all draws.
         sites: those that are Gaussian.
-        apart: names that are not drawn together with others, which a compiler could not leave out alone.
+        apart: names that are drawn only with each other: sites whose values some callers do not use. A compiler leaves out a draw
+            that nobody uses, but not a part of one.
     """
     if not sites:
         return {}
     keys: jax.Array
     _, keys = jax.lax.scan(lambda key, _: tuple(jax.random.split(key)), key, length=len(sites))
+    sizes = {name: math.prod(site.shape) for name, site in sites.items()}
     together: dict[Any, dict[str, int]] = {}
     for i, (name, site) in enumerate(sites.items()):
-        size = math.prod(site.shape)
-        like = next((bound for bound in _TOGETHER if size <= bound), size), site.normals, name in apart
+        like = next((bound for bound in _TOGETHER if sizes[name] <= bound), sizes[name]), site.normals, name in apart
         together.setdefault(like, {})[name] = i
     found: dict[str, jax.Array] = {}
     for (_, dtype, _), indices in together.items():
-        sizes = {name: math.prod(sites[name].shape) for name in indices}
-        shape = (max(sizes.values()),)
+        shape = (max(sizes[name] for name in indices),)
         drawn = jax.vmap(lambda key, shape=shape, dtype=dtype: jax.random.normal(key, shape, dtype))(
             keys[jnp.array(list(indices.values()))]
         )
