@@ -59,7 +59,7 @@ def test_wide_conv_has_the_values_and_gradients_of_its_patches(padding, grid, x6
     ct = numbers(2, *layer.output_grid(grid), 33)
     patches, weight = jax.vjp(layer.patches, x), weights["weight"].reshape(-1, 33)
     by_frequencies = len(jax.make_jaxpr(layer.apply)(weights, x).jaxpr.eqns) > 50  # a product with patches has 10
-    assert by_frequencies == (jax.default_backend() == "cpu")  # a GPU has convolutions of its own
+    assert by_frequencies == (jax.default_backend() == "cpu")  # elsewhere it is that product
 
     z, pull = jax.vjp(lambda weights, x: layer.apply(weights, x), weights, x)
     np.testing.assert_allclose(z, patches[0] @ weight + weights["bias"][None, None, None], rtol=0, atol=1e-11)
